@@ -138,7 +138,7 @@ if TYPE_CHECKING:
     from catalog.search import Cache
     from catalog.snapshots import ImportCounts
     from crawler.crawl import CrawlReport, Preview, WorkReport
-    from crawler.hub import Hub
+    from crawler.hub import Hub, HubSettings
     from loradex.snapshots import SnapshotExport
     from merging.evaluation import TooLong
     from merging.model import BaseDtype, Task
@@ -264,7 +264,13 @@ class Catalog:
 
     @check_arguments
     def work_for_crawl(
-        self, *, workers: int = 4, processes: int = 1, progress: ProgressOption = False
+        self,
+        *,
+        workers: int = 4,
+        processes: int = 1,
+        ray: int | None = None,
+        address: str | None = None,
+        progress: ProgressOption = False,
     ) -> WorkReport:
         """Reads weights for the crawl that another process carries out, on this machine or another.
 
@@ -275,27 +281,33 @@ class Catalog:
         Args:
             workers: The number of downloads at the same time, 1 to 32.
             processes: The number of processes that compute fingerprints; see `crawl`.
+            ray: Start so many such workers by Ray (extra `ray`), each with a core for each of its processes.
+            address: The Ray cluster, whose machines have loradex and reach the database, the Hub and the data
+                folder's path; one of this machine by default.
             progress: See `loradex.progress`.
 
         Returns:
             How many files were read, once the crawl is over.
 
         Raises:
-            UsageError: The catalog is not in PostgreSQL, or the crawl keeps weights or is of another Hub.
+            UsageError: The catalog is not in PostgreSQL, or the crawl keeps weights or is of another Hub; no
+                Ray cluster is found.
             NotFoundError: No crawl is at work.
+            ProcessLostError: All workers that Ray started died.
         """
-        from crawler.crawl import share_budget, work_for_crawl
+        from crawler.crawl import WorkerSettings, work_by_ray, work_for_crawl
 
-        options, stop = CrawlOptions(workers=workers, processes=processes), threading.Event()
-        with (
-            _open_hub(options, stop) as hub,
-            reporting(progress) as report,
-            disposing(open_catalog(self.settings, create=False)) as engine,
-        ):
-            ProgressStep(report, "reading").note(f"Reading weights of {hub.settings.endpoint}")
-            threads = workers + (processes if processes > 1 else 0)
-            with share_budget(hub, engine):
-                return work_for_crawl(engine, hub, self.settings.data, threads, processes, stop)
+        if ray is None and address is not None:
+            raise UsageError("`address` is that of a Ray cluster; say by `ray` how many workers it starts.")
+        if ray is not None and ray < 1:
+            raise UsageError("`ray` must be at least 1.")
+        hub = _hub_settings(CrawlOptions(workers=workers, processes=processes))
+        threads = workers + (processes if processes > 1 else 0)
+        worker = WorkerSettings(self.settings, hub, threads, processes)
+        with reporting(progress) as report:
+            by = "" if ray is None else f" by {ray} workers"
+            ProgressStep(report, "reading").note(f"Reading weights of {hub.endpoint}{by}")
+            return work_for_crawl(worker) if ray is None else work_by_ray(worker, ray, address)
 
     @check_arguments
     def preview(
@@ -1962,10 +1974,16 @@ def _bases(base: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _open_hub(options: CrawlOptions, stop: threading.Event) -> Hub:
-    from crawler.hub import Hub, HubSettings
+    from crawler.hub import Hub
 
     refusing(options.rules)
-    return Hub(replace_fields(HubSettings.from_environment(), connections=options.workers), stop=stop)
+    return Hub(_hub_settings(options), stop=stop)
+
+
+def _hub_settings(options: CrawlOptions) -> HubSettings:
+    from crawler.hub import HubSettings
+
+    return replace_fields(HubSettings.from_environment(), connections=options.workers)
 
 
 def _announce_crawl(step: ProgressStep, hub: Hub, options: CrawlOptions) -> ProgressStep:

@@ -22,6 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from catalog.cluster import connect_ray
 from catalog.errors import EvaluationError, LoradexError, NotFoundError, StorageError, UsageError
 from catalog.extras import require_extra
 from catalog.files import replace_file
@@ -100,23 +101,9 @@ class Ray:
 
     def __call__(self, place: Place, steps: Sequence[Step]) -> Iterator[tuple[Step, str | None]]:
         """Carries out the steps, inputs first, and tells the outcome of each as it comes."""
-        import ray
-
         cores = None if self.workers is None else self.workers * place.threads
-        try:
-            ray.init(
-                address=self.address or "local",
-                num_cpus=None if self.address else cores,
-                include_dashboard=None if self.address else False,
-                log_to_driver=False,
-                configure_logging=False,
-            )
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UsageError(f"No Ray cluster found at {self.address}: {error}") from error
-        try:
+        with connect_ray(self.address, cores) as ray:
             yield from self._sent(ray, place, steps)
-        finally:
-            ray.shutdown()
 
     def _sent(self, ray: Any, place: Place, steps: Sequence[Step]) -> Iterator[tuple[Step, str | None]]:
         # A step waits for the references it is given, and reads its inputs' results from the folder.

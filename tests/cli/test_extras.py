@@ -26,6 +26,7 @@ COMMANDS = [
     ("postgres", ["--catalog", "postgresql://localhost/none", "status"], 1),
     ("study", ["study", "list"], 2),
     ("ray", ["study", "run", "small", "-o", "out", "--ray"], 2),
+    ("ray", ["crawl", "worker", "--ray", "2"], 2),
     ("serve", ["hub", "serve", "."], 2),
     ("serve", ["demo"], 2),
     ("table", ["adapters", "--parquet", "out.parquet"], 2),

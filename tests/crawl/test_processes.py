@@ -77,6 +77,14 @@ def test_two_processes_write_the_rows_of_one_and_a_dead_one_fails_its_file_alone
     assert dump(engine) == expected
 
 
+def test_four_processes_write_the_rows_of_one(
+    hub: LocalHub, engine: Engine, expected: dict[str, list[str]], tmp_path: Path
+) -> None:
+    report = crawl(hub.url, engine, tmp_path, weights="stream", processes=4)
+    assert (report["status"], report["unmeasured"]) == ("complete", 0)
+    assert dump(engine) == expected
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_process_outlives_the_one_that_started_it(number: int, tmp_path: Path) -> None:
     ours, theirs = Pipe()

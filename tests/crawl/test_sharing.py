@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 import re
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +24,8 @@ from sqlalchemy.orm import Session
 import loradex
 from catalog.database import WeightsItem, leases, make_engine
 from catalog.database.opening import upgrade
-from catalog.errors import NotFoundError, UsageError, WeightsError
-from crawler.crawl import sharing
+from catalog.errors import NotFoundError, ProcessLostError, StorageError, UsageError, WeightsError
+from crawler.crawl import sharing, workers
 from crawler.crawl.ledger import CatalogLedger
 from crawler.hub import HubSettings
 from crawler.hub.budget import DRAW, WINDOW, SharedBudget
@@ -103,6 +109,11 @@ def crawling(hub: LocalHub, engine: Engine, tmp_path: Path) -> Iterator[Future[d
         assert arrived.wait(60)
         yield future
         gate.set()
+        while not future.done():
+            # A failed test left files that no worker reads.
+            with engine.begin() as connection:
+                connection.execute(update(WeightsItem).values(state="failed", result=None))
+            wait([future], timeout=0.1)
 
 
 def downloads(hub: LocalHub) -> list[str]:
@@ -133,15 +144,134 @@ def test_two_workers_read_all_weights(
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     with ThreadPoolExecutor(2) as threads:
         catalogs = [loradex.open(tmp_path / f"worker{number}", url=catalog_url) for number in range(2)]
-        workers = [threads.submit(catalog.work_for_crawl, workers=1) for catalog in catalogs]
+        reports = [threads.submit(catalog.work_for_crawl, workers=1) for catalog in catalogs]
         crawling.open()
         assert crawling.result(60)["status"] == "complete"
-        read = sum(worker.result(60).read for worker in workers)
+        read = sum(report.result(60).read for report in reports)
     assert dump(engine) == expected
     # The one with two patterns of scalings is read for each.
     assert read == len(downloads(hub)) == COUNT + 1
     with loradex.open(tmp_path, url=catalog_url) as catalog, pytest.raises(NotFoundError, match="No crawl"):
         catalog.work_for_crawl()
+
+
+@pytest.mark.usefixtures("idle")
+def test_two_workers_of_ray_read_all_weights(
+    crawling: Any,
+    hub: LocalHub,
+    engine: Engine,
+    catalog_url: str,
+    expected: dict[str, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    # A worker has one download at a time, so two at once are of two workers.
+    both, met = threading.Barrier(2), []
+
+    def meet(request: Any) -> None:
+        if "range" not in request.headers and len(met) < 2:
+            met.append(request.path)
+            both.wait(60)
+
+    hub.faults.append(Fault(WEIGHTS, Callback(meet)))
+    words = ("--data", str(tmp_path / "data"), "--catalog", catalog_url, "crawl", "worker", "--json")
+    program = (sys.executable, "-W", "ignore", "-m", "cli", *words, "--workers", "1", "--ray", "2")
+    crawling.open()
+    result = subprocess.run(program, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == {"read": COUNT + 1}
+    assert crawling.result(60)["status"] == "complete"
+    assert dump(engine) == expected
+    assert not list((tmp_path / "data").glob(".loradex-*"))
+
+
+class RayOfThreads(SimpleNamespace):
+    """The calls of Ray that send out work, carried out by threads of this process; arguments are copied."""
+
+    exceptions = SimpleNamespace(RayError=RuntimeError)
+
+    def __init__(self, threads: ThreadPoolExecutor) -> None:
+        super().__init__(threads=threads)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """A machine of two cores, and one that has left."""
+        return [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 64.0}}]
+
+    def remote(self, **_options: Any) -> Callable[[Callable[..., Any]], Any]:
+        """A task that is sent out by its method `remote`."""
+        return lambda function: SimpleNamespace(
+            remote=lambda argument: self.threads.submit(function, pickle.loads(pickle.dumps(argument)))
+        )
+
+    def get(self, reference: Future[Any]) -> Any:
+        """The result; an error as Ray wraps it, with its cause."""
+        try:
+            return reference.result(60)
+        except Exception as error:
+            wrapped = RuntimeError("a traceback")
+            wrapped.cause = error  # type: ignore[attr-defined]
+            raise wrapped from error
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[RayOfThreads]:
+    """A cluster whose workers are threads."""
+    with ThreadPoolExecutor(2) as threads:
+        cluster = RayOfThreads(threads)
+        monkeypatch.setattr(workers, "connect_ray", lambda *_: nullcontext(cluster))
+        monkeypatch.setattr(workers, "require_extra", lambda *_: None)
+        yield cluster
+
+
+def _failing(outcomes: Iterator[Exception | None]) -> Callable[..., int]:
+    """`shared_crawl`, which raises each of these in turn that is an error."""
+
+    def find(*arguments: Any) -> int:
+        if (error := next(outcomes)) is not None:
+            raise error
+        return sharing.shared_crawl(*arguments)
+
+    return find
+
+
+@pytest.mark.usefixtures("idle", "ray")
+def test_of_workers_that_ray_starts_one_fails_and_one_is_late(
+    crawling: Any,
+    hub: LocalHub,
+    engine: Engine,
+    catalog_url: str,
+    expected: dict[str, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    outcomes = iter((None, StorageError("The disk is full."), NotFoundError("No crawl is at work."), None))
+    monkeypatch.setattr(workers, "shared_crawl", _failing(outcomes))
+    crawling.open()
+    with loradex.open(tmp_path / "data", url=catalog_url) as catalog:
+        assert catalog.work_for_crawl(workers=1, ray=3).read == COUNT + 1
+        assert crawling.result(60)["status"] == "complete"
+        assert dump(engine) == expected
+
+
+@pytest.mark.usefixtures("idle", "ray")
+def test_what_ray_cannot_start_is_said(
+    crawling: Any, hub: LocalHub, catalog_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    with loradex.open(tmp_path / "data", url=catalog_url) as catalog:
+        with pytest.raises(UsageError, match="has 3 cores; use fewer `processes`"):
+            catalog.work_for_crawl(ray=2, processes=3)
+        full = StorageError("The disk is full.")
+        monkeypatch.setattr(workers, "shared_crawl", _failing(iter((None, full, full))))
+        with pytest.raises(StorageError, match="The disk is full"):
+            catalog.work_for_crawl(ray=2)
+        monkeypatch.setattr(workers, "shared_crawl", _failing(iter((None, OSError("gone")))))
+        with pytest.raises(ProcessLostError, match="ended before the crawl: a traceback"):
+            catalog.work_for_crawl(ray=1)
+    assert not crawling.done()
 
 
 @pytest.mark.usefixtures("idle")

@@ -77,6 +77,14 @@ def run(work: str, url: str, data: Path, processes: int, weights: str = "stream"
     return measure_process(words, HF_ENDPOINT=url, OMP_NUM_THREADS="1", HF_HUB_DISABLE_TELEMETRY="1")
 
 
+def fingerprints(data: Path) -> list[tuple[object, ...]]:
+    """The fingerprints of a catalog, by the sha256 of their files."""
+    import sqlite3
+
+    with sqlite3.connect(data / "catalog.db") as database:
+        return database.execute("SELECT * FROM fingerprint ORDER BY weights_digest").fetchall()
+
+
 def forget_fingerprints(data: Path) -> None:
     """Removes all fingerprints from a catalog."""
     import sqlite3
@@ -104,7 +112,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.bench weights", description=__doc__)
     parser.add_argument("--adapters", type=int, default=24)
     parser.add_argument("--layers", type=int, default=LAYERS)
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--processes", type=int, nargs="+", default=[2])
     sizes = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as place:
         root, kept = Path(place, "hub"), Path(place, "kept")
@@ -115,17 +123,19 @@ def main(argv: Sequence[str]) -> None:
             names = ("server", "writer", "files", "fingerprints", "sum", "wall")
             say(f"{'':<28}" + "".join(f"{name:>13}" for name in names))
             walls: dict[tuple[str, int], float] = {}
+            right = fingerprints(kept)
             for work in ("kept files", "whole crawl"):
-                for processes in (1, sizes.processes):
+                for processes in (1, *sizes.processes):
                     forget_fingerprints(kept)
                     before = server_seconds()
                     data = kept if work == "kept files" else Path(place, f"stream{processes}")
                     measured = run("crawl" if work == "whole crawl" else "reread", url, data, processes)
                     server = server_seconds() - before
                     walls[work, processes] = report_row(work, processes, measured, server, sizes.adapters)
-    for work in ("kept files", "whole crawl"):
-        ratio = walls[work, 1] / walls[work, sizes.processes]
-        say(f"{work}, {sizes.processes} processes against 1: {ratio:.2f}")
+                    assert fingerprints(data) == right
+    for (work, processes), wall in walls.items():
+        if processes > 1:
+            say(f"{work}, {processes} processes against 1: {walls[work, 1] / wall:.2f}")
 
 
 def report_row(work: str, processes: int, measured: Run, server: float, adapters: int) -> float:

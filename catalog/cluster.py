@@ -1,0 +1,56 @@
+"""A Ray cluster, to which work is sent: one that is named, or one of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tenacity import Retrying, stop_after_attempt
+
+from catalog.errors import UsageError
+from catalog.extras import require_extra
+
+# Ray gives its own processes half a minute to start, which a busy machine exceeds.
+_ATTEMPTS = 3
+
+
+@contextmanager
+def connect_ray(address: str | None, cores: int | None) -> Iterator[Any]:
+    """The module `ray`, connected to the cluster at `address` until the end of the block.
+
+    Without an address a cluster of this machine is started, with so many `cores`, all by default, and ends
+    with the block. Raises UsageError without the extra, and where no cluster answers or starts.
+    """
+    require_extra("ray", "Work on several processes")
+    import ray
+
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, configure_logging=False)
+        else:
+            for attempt in Retrying(stop=stop_after_attempt(_ATTEMPTS), reraise=True):
+                with attempt:
+                    _start_cluster(ray, cores)
+    # Ray raises whatever it likes, also plain Exception.
+    except Exception as error:
+        place = f"No Ray cluster found at {address}" if address else "Ray did not start on this machine"
+        raise UsageError(f"{place}: {error}") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _start_cluster(ray: Any, cores: int | None) -> None:
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cores,
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+        )
+    except BaseException:
+        ray.shutdown()
+        raise

@@ -1,0 +1,56 @@
+"""Connecting to Ray: one that does not start is tried again, and a failure is one sentence."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from catalog.cluster import connect_ray
+from catalog.errors import UsageError
+
+
+class FakeRay(SimpleNamespace):
+    """The calls of Ray that connect, of which the first so many fail."""
+
+    def __init__(self, failures: int) -> None:
+        super().__init__(failures=failures, calls=[])
+
+    def init(self, **arguments: Any) -> None:
+        """Fails as Ray does whose processes take too long to start."""
+        self.calls.append(arguments["address"])
+        if self.failures:
+            self.failures -= 1
+            raise Exception("The current node timed out during startup.")
+
+    def shutdown(self) -> None:
+        """Ends what was started."""
+        self.calls.append("shutdown")
+
+
+@pytest.mark.parametrize(("failures", "starts"), [(0, 1), (2, 3)])
+def test_a_cluster_of_this_machine_is_started_again(
+    failures: int, starts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("catalog.cluster.require_extra", lambda *_: None)
+    monkeypatch.setitem(sys.modules, "ray", FakeRay(failures))
+    with connect_ray(None, 2) as ray:
+        assert ray.calls == ["local", "shutdown"] * (starts - 1) + ["local"]
+    assert ray.calls[-1] == "shutdown"
+
+
+@pytest.mark.parametrize(
+    ("address", "told", "starts"),
+    [(None, "Ray did not start on this machine", 3), ("a:1", "No Ray cluster found at a:1", 1)],
+)
+def test_a_cluster_that_is_not_there(
+    address: str | None, told: str, starts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = FakeRay(9)
+    monkeypatch.setattr("catalog.cluster.require_extra", lambda *_: None)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with pytest.raises(UsageError, match=told), connect_ray(address, 2):
+        pytest.fail("connected")
+    assert ray.calls.count(address or "local") == starts
