@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from catalog.adapters import (
 )
 from catalog.adapters import EngineCount as EngineCount
 from catalog.adapters import EngineVerdict as EngineVerdict
+from catalog.errors import NotFoundError
 from catalog.settings import Settings
 from loradex.arguments import check_arguments
 from loradex.members import load_folded, read_engines, split_layers
@@ -114,12 +116,19 @@ def count_engines(folder: str | Path, catalog: Catalog | Settings | None = None)
         A row an engine: `runs`, `runs_not`, `unknown`, and how often there is each reason.
 
     Raises:
+        NotFoundError: `folder` is not a folder that can be read.
         UsageError, NotFoundError: The file of rules is not a table of engines, or missing.
 
     Example:
         >>> [row.runs_not for row in loradex.count_engines("out") if row.engine == "peft"]
         [0]
     """
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        raise NotFoundError(
+            f"{folder} cannot be searched for adapters: {error.strerror or error}."
+        ) from error
     folders = sorted(path.parent for path in Path(folder).rglob(CONFIG_NAME))
     counts = count_verdicts(map(read_engine_facts, folders), read_engines(catalog))
     return Rows(counts, EngineCount)
@@ -192,7 +201,7 @@ def normalise(
             purpose="normalised",
             heads=heads,
         )
-        (member,) = load_folded([load], base)
+        (member,) = load_folded([load], (base,))
         step = ProgressStep(report, "normalising")
         written = write(
             member,

@@ -66,7 +66,7 @@ def open_members(
     purpose: str = "merged",
     table: BaseTable | None = None,
     peft_layers: bool = False,
-    base: str | None = None,
+    bases: Sequence[str | Path | None] = (),
     heads: str | None = None,
 ) -> Iterator[MemberSet]:
     """The members, for as long as the block runs.
@@ -74,8 +74,9 @@ def open_members(
     `source` are folders of adapters, or one pool: itself, its name, its pool.json or folder. `without` names
     layers to leave out, `purpose` is the participle of a refusal ("merged", "evaluated"). Members of a pool
     have its base model by the canonical name that `table` has for it. `peft_layers` accepts
-    adapters that PEFT's own layers alone can apply, such as DoRA. DoRA is folded where `base` is the folder
-    of a base model with its weights. `heads` says what becomes of saved heads and embeddings.
+    adapters that PEFT's own layers alone can apply, such as DoRA. DoRA is folded with the first of `bases`
+    that is the folder of a base model with its weights. `heads` says what becomes of saved heads and
+    embeddings.
     Raises UsageError, NotFoundError, PoolError, and what `merging.members.load_member` raises.
     """
     if isinstance(source, Pool):
@@ -86,7 +87,7 @@ def open_members(
         if all(is_adapter_folder(folder) for folder in folders):
             options: Any = {"without": without, "purpose": purpose, "peft_layers": peft_layers}
             options["heads"] = heads
-            yield MemberSet(load_folded([partial(load_member, path, **options) for path in folders], base))
+            yield MemberSet(load_folded([partial(load_member, path, **options) for path in folders], bases))
             return
         if len(names) > 1:
             wrong = next(folder for folder in folders if not is_adapter_folder(folder))
@@ -97,20 +98,24 @@ def open_members(
         options = {"without": without, "purpose": purpose, "peft_layers": peft_layers, "base": of_pool}
         options["heads"] = heads
         loads = [partial(_load_pool_member, folder, row, options) for row in pool.members]
-        yield MemberSet(load_folded(loads, base), pool.manifest)
+        yield MemberSet(load_folded(loads, bases), pool.manifest)
 
 
-def load_folded(loads: Sequence[Callable[..., MergeMember]], base: str | None) -> tuple[MergeMember, ...]:
-    """The members that `loads` give, DoRA folded where `base` is the folder of a base model with its weights.
+def load_folded(
+    loads: Sequence[Callable[..., MergeMember]], bases: Sequence[str | Path | None]
+) -> tuple[MergeMember, ...]:
+    """The members that `loads` give, DoRA folded with the first of `bases` that is the folder of a base model
+    with its weights.
 
     Raises what `load_member` and `fold_dora` raise.
     """
-    if base is None or not is_base_folder(Path(base)):
+    folder = next((Path(base) for base in bases if base and is_base_folder(Path(base))), None)
+    if folder is None:
         return tuple(load() for load in loads)
     members = [load(dora=True) for load in loads]
     if not any(member.magnitudes for member in members):
         return tuple(members)
-    weights = BaseWeights(Path(base))
+    weights = BaseWeights(folder)
     return tuple(fold_dora(member, weights) for member in members)
 
 

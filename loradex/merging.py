@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +18,7 @@ from loradex.arguments import check_arguments, check_choice
 from loradex.members import (
     MemberSet,
     MemberSource,
+    load_folded,
     open_members,
     read_base_table,
     read_engines,
@@ -187,17 +189,17 @@ class MergeRequest:
         from merging.static import add_gguf
 
         kind = "float16" if plan.dtype == "float16" else "float32"
-        return lambda folder: add_gguf(load_member(folder), folder, base=self.base or plan.base, dtype=kind)
+        return lambda folder: add_gguf(load_member(folder), folder, base=plan.source, dtype=kind)
 
     def _refuse_form(self, plan: Plan) -> None:
         """Raises UsageError for an unknown form, and where a GGUF adapter cannot hold the merge."""
         check_choice("form", self.form, ("peft", "gguf"))
         if self.form == "gguf" and self.apply_to is None:
-            from merging.static import gguf_base
+            from merging.static import gguf_layout
 
-            gguf_base(self.base or plan.base)
             if plan.heads:
                 raise UsageError("A GGUF adapter has no place for saved layers; use `heads` drop.")
+            gguf_layout(plan.written(), plan.source, "The merge")
 
     def _conversion(self, target: Path) -> tuple[str, ...]:
         """A note on how the GGUF file of a full model is made, if it is asked for."""
@@ -232,7 +234,7 @@ class MergeRequest:
             without=layers,
             purpose=purpose,
             table=table,
-            base=str(self.apply_to) if self.apply_to and not self.base else self.base,
+            bases=(self.base, self.apply_to),
             heads=self.heads,
         ) as opened:
             plan = self._plan(opened.members, table)
@@ -269,7 +271,7 @@ class MergeRequest:
 
     def _is_whole(self, plan: Plan) -> bool:
         """Whether updates of full rank are added to a base as they are."""
-        return self.rank is None and any(member.folded for member in plan.members)
+        return self.rank is None and any(plan.members[n].folded for n in plan.present)
 
     def _plan_control(self, members: Sequence[MergeMember], table: BaseTable, out: Path) -> Plan:
         """The same merge of stand-ins of the members, which are written next to `out`."""
@@ -413,16 +415,28 @@ def inspect(
         >>> loradex.inspect(["first", "second"]).cosines[0][1]
         0.03
     """
-    from merging.members import base_note, base_of
+    from merging.members import base_note, base_of, load_member
     from merging.static import inspection
 
     settings, layers = settings_of(catalog), split_layers(without)
     with reporting(progress) as report:
         table = read_base_table(settings, report) if settings else table_with(())
-        with open_members(members, settings=settings, report=report, without=layers, table=table) as opened:
+        with open_members(
+            members,
+            settings=settings,
+            report=report,
+            without=layers,
+            purpose="compared",
+            table=table,
+            bases=(base,),
+        ) as opened:
+            merged = None
+            if result is not None:
+                load = partial(load_member, Path(result), without=layers, purpose="compared")
+                (merged,) = load_folded([load], (base,))
             inspected = inspection.inspect(
                 opened.members,
-                result=None if result is None else Path(result),
+                result=merged,
                 weights=weights,
                 base=base,
                 table=table,

@@ -176,8 +176,9 @@ class Pool:
 
         Args:
             to: The folder to write below; by default the pools of the data folder.
-            form: "peft" for folders that PEFT loads, "hub" for a Hub in a folder, "mergekit", "vllm" or
-                "sglang" for recipes, "gguf" or "ollama" for GGUF files beside the folders, "ids" for a list.
+            form: "peft" for folders that PEFT loads, "hub" for a Hub in a folder, "mergekit", "vllm",
+                "sglang" or "lm-eval" for recipes, "gguf" or "ollama" for GGUF files beside the folders, "ids"
+                for a list.
             weights: Whether to write the files, too; what is not kept is fetched at its commit. The forms
                 peft, gguf, ollama and hub require it.
             as_is: Whether to change no byte, also where PEFT does not load it.
@@ -441,7 +442,7 @@ def _normaliser(manifest: Manifest, notes: list[str]) -> Callable[[Path], None]:
     def rewrite(folder: Path) -> None:
         target = folder.parents[1] / "normalised"
         try:
-            member = load_member(folder, purpose="normalised", base=manifest.canonical_base())
+            member = load_member(folder, purpose="rewritten", base=manifest.canonical_base())
             normalise(member, target)
         except (ConfigError, MergeError, UsageError, WeightsError) as error:
             notes.append(f"not normalised: {error}")

@@ -50,9 +50,11 @@ class BaseModules:
             modules.setdefault(reduce_name(name), []).append(name)
         return {name: tuple(names) for name, names in modules.items()}
 
-    def place(self, name: str, in_features: int, out_features: int) -> str | None:
+    def place(self, name: str, in_features: int | None, out_features: int | None) -> str | None:
         """The one module that a name means: itself, or the only one of these widths that differs from it in
         `model.` and `language_model.` alone; None if no module, or more than one, matches.
+
+        A width of None is not compared.
         """
         if name in self.shapes:
             return name
@@ -60,15 +62,19 @@ class BaseModules:
         fit = [module for module in candidates if self.misfit(module, in_features, out_features) is None]
         return fit[0] if len(fit) == 1 else None
 
-    def misfit(self, name: str, in_features: int, out_features: int) -> str | None:
+    def misfit(self, name: str, in_features: int | None, out_features: int | None) -> str | None:
         """The widths of a module of the base model that a factor pair does not match, in words; None if it
         matches."""
         return misfit_widths(self.shapes.get(name, (None, None)), in_features, out_features)
 
 
-def misfit_widths(shape: Shape, in_features: int, out_features: int) -> str | None:
-    """The widths of a module in words where those of a factor pair are others, None where they match."""
-    if shape[0] in (None, in_features) and shape[1] in (None, out_features):
+def misfit_widths(shape: Shape, in_features: int | None, out_features: int | None) -> str | None:
+    """The widths of a module in words where those of a factor pair are others, None where they match.
+
+    A width of None is not compared.
+    """
+    pairs = zip(shape, (in_features, out_features), strict=True)
+    if all(width is None or other is None or width == other for width, other in pairs):
         return None
     return " to ".join("any" if width is None else str(width) for width in shape)
 

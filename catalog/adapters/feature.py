@@ -8,7 +8,7 @@ the setting alone decides.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from catalog.adapters.config import AdapterConfig
 from catalog.adapters.records import Finding
@@ -77,13 +77,17 @@ def beside_the_update(config: AdapterConfig, spec: AdapterSpec | None = None) ->
     return tuple(feature for feature in features(config, spec) if feature.reason in SENTENCES)
 
 
-def layers_to_leave_out(config: AdapterConfig, spec: AdapterSpec) -> tuple[str, ...]:
+def layers_to_leave_out(
+    config: AdapterConfig, spec: AdapterSpec, accepted: Collection[str] = ()
+) -> tuple[str, ...]:
     """The names of the layers without which the adapter is plain LoRA, sorted; empty if leaving out layers
     does not suffice.
 
-    These are layers saved as a whole, and embeddings with trained tokens.
+    These are layers saved as a whole, and embeddings with trained tokens. Reasons that are `accepted` may
+    remain.
     """
-    if not spec.modules or {feature.reason for feature in beside_the_update(config, spec)} - IN_LAYERS:
+    reasons = {feature.reason for feature in beside_the_update(config, spec)}
+    if not spec.modules or reasons - IN_LAYERS - set(accepted):
         return ()
     saved_tensors = (other for other in spec.others if other.kind in {"saved", "trainable_tokens"})
     return tuple(sorted({other.layer for other in saved_tensors}))

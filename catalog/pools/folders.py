@@ -28,7 +28,7 @@ from catalog.files import (
 from catalog.pools.manifest import MANIFEST_NAME, Manifest, Member, PinnedFile, PoolProblem
 from catalog.pools.recipes import ADAPTERS, check_recipe, recipes
 
-Form = Literal["peft", "mergekit", "vllm", "sglang", "gguf", "ollama", "hub", "ids"]
+Form = Literal["peft", "mergekit", "vllm", "sglang", "gguf", "ollama", "lm-eval", "hub", "ids"]
 FORMS: tuple[Form, ...] = get_args(Form)
 # Forms that are nothing without the files.
 _WITH_WEIGHTS = ("peft", "gguf", "ollama", "hub")

@@ -20,6 +20,9 @@ GGUF_NAME = "adapter.gguf"
 _PLAIN_NAME = re.compile(r"[\w./:+ -]+", re.ASCII)
 # What a name of a model in Ollama may not contain.
 _NOT_IN_OLLAMA = re.compile(r"[^a-z0-9._-]")
+# Values that lm-eval does not split, nor take for JSON.
+_PLAIN_ARGUMENT = re.compile(r"[\w./:-]+", re.ASCII)
+_TASK = "hellaswag"
 # Adapters that vLLM and SGLang keep in one batch.
 _BATCH = 8
 
@@ -190,6 +193,22 @@ def _ollama(
         ]
 
 
+def _lm_eval(
+    manifest: Manifest, members: Sequence[Member], folder: Path | None, _engines: Sequence[Engine] | None
+) -> Iterator[list[str]]:
+    """A run for each member, and none for the base: one process has one adapter."""
+    base = _base(manifest)
+    for member in members:
+        values = {"pretrained": base, "peft": _path(member, folder)}
+        is_plain = all(_PLAIN_ARGUMENT.fullmatch(value) for value in values.values())
+        pairs = ",".join(f"{key}={value}" for key, value in values.items())
+        arguments = shlex.quote(pairs if is_plain else json.dumps(values))
+        yield [
+            f"lm_eval run --model hf --model_args {arguments} \\",
+            f"  --tasks {_TASK} --output_path {shlex.quote(f'results/{member.folder_name}')}",
+        ]
+
+
 def _mergekit_commands(
     _manifest: Manifest,
     _members: Sequence[Member],
@@ -213,6 +232,11 @@ _COMMANDS: Mapping[str, tuple[str, _Commands, str]] = {
         "Ollama",
         _ollama,
         "Set FROM of each Modelfile to the base model's name in Ollama, or its GGUF file.",
+    ),
+    "lm-eval": (
+        "lm-evaluation-harness",
+        _lm_eval,
+        f"`{_TASK}` stands for the tasks: `lm_eval ls tasks` lists them, `--include_path DIR` adds your own.",
     ),
     "mergekit": ("mergekit", _mergekit_commands, ""),
 }

@@ -58,8 +58,8 @@ def show(app: App, pool: str) -> None:
     "form",
     type=click.Choice(list(FORMS)),
     default="peft",
-    help="peft: folders that PEFT loads. mergekit, vllm, sglang: recipes. gguf, ollama: GGUF files, too. "
-    "hub: a Hub for `hub serve`. ids: a list.",
+    help="peft: folders that PEFT loads. mergekit, vllm, sglang, lm-eval: recipes. gguf, ollama: GGUF files, "
+    "too. hub: a Hub for `hub serve`. ids: a list.",
 )
 @click.option("--weights", is_flag=True, help="With the files; what is not kept is fetched at its commit.")
 @click.option(

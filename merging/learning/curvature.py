@@ -6,6 +6,7 @@ a configuration is expected to fall with the largest one ("Learning Rate Matters
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -46,6 +47,8 @@ def largest_eigenvalue(
     Lanczos's method with every new vector made orthogonal to all before, twice: at the start of a LoRA, where
     one factor is zero, eigenvalues come in pairs of both signs, among which power iteration hardly converges.
     Golub and Van Loan (2013), sections 10.1 and 10.3.
+
+    Raises EvaluationError for a product that is not finite.
     """
     import torch
 
@@ -59,6 +62,11 @@ def largest_eigenvalue(
             for vector in basis:
                 image = image - (vector @ image) * vector
         beside.append(float(image.norm()))
+        if not (math.isfinite(diagonal[-1]) and math.isfinite(beside[-1])):
+            raise EvaluationError(
+                "The products of the loss's Hessian are not finite: the loss has no curvature there, or the "
+                "data type of the base model is too short for it; load the model in float32."
+            )
         scale = max(map(abs, [*diagonal, *beside[:-1]]))
         if len(basis) == min(iterations, len(start)) or beside[-1] <= _ROUNDING * scale:
             break
@@ -84,7 +92,8 @@ def curvature_at_start(
     """The largest curvature of the mean loss of `examples` in the parameters of a new adapter at its start.
 
     All examples are read in one tree. The base model is unchanged afterwards. Raises EvaluationError if the
-    loss is not finite, MemoryLimitError if the examples do not fit into memory, and the errors of `ask`.
+    loss or its curvature is not finite, MemoryLimitError if the examples do not fit into memory, and the
+    errors of `ask`.
     """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel

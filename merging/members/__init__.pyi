@@ -7,6 +7,7 @@ from .member import (
     base_modules,
     base_note,
     base_of,
+    base_source,
     digest_of,
     load_member,
     load_members,
@@ -15,7 +16,16 @@ from .member import (
     refuse_apart,
 )
 from .portable import PortableForm, portable_form, portable_rank
-from .stacks import Shape, Stack, iterate_stacks, join_factors, read_stack, shapes, sum_dense
+from .stacks import (
+    Shape,
+    Stack,
+    iterate_stacks,
+    join_factors,
+    read_stack,
+    refuse_infinite,
+    shapes,
+    sum_dense,
+)
 from .tying import modules_sharing_weights
 from .writer import (
     DTYPES,
@@ -50,6 +60,7 @@ __all__ = [
     "base_modules",
     "base_note",
     "base_of",
+    "base_source",
     "check_heads",
     "digest_of",
     "factor_names",
@@ -71,6 +82,7 @@ __all__ = [
     "read_stack",
     "refuse_apart",
     "refuse_existing",
+    "refuse_infinite",
     "saved_heads",
     "saved_names",
     "shapes",

@@ -31,6 +31,11 @@ class DoraFold:
     scalings: Mapping[int, float] = field(repr=False)
     rank: int
 
+    def read_size(self, member: MergeMember) -> int:
+        """The bytes of the magnitudes, and of the base's weights of its modules."""
+        weights = (self.base.locate(member, module) for module in member.spec.modules)
+        return sum(tensor.end - tensor.begin for tensor in (*weights, *member.magnitudes.values()))
+
     def update(self, member: MergeMember, module: str) -> Tensor:
         """W' - W of a module, (out, in) in float32, computed in float64.
 

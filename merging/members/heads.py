@@ -39,6 +39,22 @@ class SavedHead:
         """The name under which PEFT looks for it."""
         return f"base_model.model.{self.layer}.weight"
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers it has."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def read_size(self) -> int:
+        """The bytes that are read of the members' files."""
+        places = (member.saved[self.layer] for member in self.members)
+        return sum(place.end - place.begin for place in places)
+
+    def memory(self, width: int) -> int:
+        """The bytes of its weights, `width` a number, and of a range of rows in float32 as read and as
+        summed."""
+        return self.parameters * width + 3 * 4 * min(self.parameters, _CHUNK)
+
     def read(self, dtype: str) -> Tensor:
         """The weights in the data type of that name, averaged in float32."""
         import torch

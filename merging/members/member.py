@@ -11,9 +11,11 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from io import RawIOBase
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -49,15 +51,24 @@ if TYPE_CHECKING:
 
 _BASE_CONFIG = "config.json"
 _PREFIX = 8
+# Fewer than a process may open, for pools of any size.
+_OPEN_FILES = 256
 # A module of a layer: what follows the first number is the same for every prefix of the layers.
 _NUMBERED = re.compile(r"(?P<place>[^0-9]*?)\.(?P<below>[0-9]+\..+)")
 _MAX_CARD = 64 * 1024
 # Tensors left out of every member without changing its update: copies of the base model's, auxiliary ones.
 _SPARE = frozenset({"base_copy", "auxiliary"})
-# What can be done with a DoRA adapter that is folded with its base model.
-_FOLDED_PURPOSES = ("merged", "normalised")
+# The arguments by which callers of each purpose get around a refusal: `without` layers, `heads`, or a `base`
+# to fold DoRA with.
+_WAYS: Mapping[str, Collection[str]] = {
+    "merged": ("without", "heads", "base"),
+    "merged or added to a base": ("without", "base"),
+    "normalised": ("without", "heads", "base"),
+    "compared": ("without", "base"),
+}
 # Output heads and embeddings, by the last parts of their names.
-_HEADS = frozenset(("lm_head", "embed_out", "embed_tokens", "embed_in", "wte", "word_embeddings"))
+_EMBEDDINGS = frozenset(("embed_tokens", "embed_in", "wte", "word_embeddings"))
+_HEADS = _EMBEDDINGS | {"lm_head", "embed_out"}
 _SAVED = re.compile(r"(?:base_model\.model\.)?(?P<layer>.+?)(?:\.modules_to_save(?:\.[^.]+)?)?\.weight")
 _MAGNITUDE = ".lora_magnitude_vector"
 _LICENSE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]{1,64})[\"']?[ \t]*$", re.MULTILINE)
@@ -69,6 +80,9 @@ class FoldedUpdates(Protocol):
     @property
     def rank(self) -> int:
         """The largest rank of the member's own factors."""
+
+    def read_size(self, member: MergeMember) -> int:
+        """The bytes that are read beside the member's factors."""
 
     def update(self, member: MergeMember, module: str) -> torch.Tensor:
         """The update of a module, (out, in) in float32."""
@@ -82,10 +96,34 @@ class Scratch:
     """Memory for one module's factors after another.
 
     Pages that a process touches for the first time cost more than scaling what is put there, so that large
-    tensors of one module take the place of those of the module before.
+    tensors of one module take the place of those of the module before. In a `with` block the first files that
+    are read stay open until its end.
     """
 
     buffers: dict[str, torch.Tensor] = field(default_factory=dict)
+    files: dict[Path, RawIOBase] = field(default_factory=dict)
+    limit: int = 0
+
+    def __enter__(self) -> Scratch:
+        self.limit = _OPEN_FILES
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.limit = 0
+        while self.files:
+            self.files.popitem()[1].close()
+
+    @contextmanager
+    def open(self, member: MergeMember) -> Iterator[RawIOBase]:
+        """The weights of a member, without a buffer; raises OSError."""
+        file = self.files.get(member.folder) or member.weights.open("rb", buffering=0)
+        if len(self.files) < self.limit:
+            self.files[member.folder] = file
+        try:
+            yield file
+        finally:
+            if member.folder not in self.files:
+                file.close()
 
     def bytes(self, name: str, size: int) -> torch.Tensor:
         """`size` undefined bytes, in the memory of the last ones of this name."""
@@ -189,13 +227,18 @@ def load_member(
     if not (folder / WEIGHTS_NAME).is_file():
         raise UsageError(f"{name} does not contain {WEIGHTS_NAME}; only safetensors files are supported.")
     header = read_header(folder / WEIGHTS_NAME, refusal)
-    spare = {tensor for tensor, kind in tensors_beside(header, config).items() if kind in _SPARE}
+    whole = header
+    names = adapter_names(header, config)
+    spare = {tensor for tensor, kind in tensors_beside(header, config, names).items() if kind in _SPARE}
     left_out = tuple(t.name for t in header.tensors if t.name in spare or _is_of_layers(t.name, without))
-    header = replace(header, tensors=tuple(t for t in header.tensors if t.name not in set(left_out)))
+    if left_out:
+        header = replace(header, tensors=tuple(t for t in header.tensors if t.name not in set(left_out)))
     saved = _saved_layers(header, config) if heads else {}
     apart = {tensor.name for tensor in saved.values()}
-    header = replace(header, tensors=tuple(t for t in header.tensors if t.name not in apart))
-    names = adapter_names(header, config)
+    if apart:
+        header = replace(header, tensors=tuple(t for t in header.tensors if t.name not in apart))
+    if header is not whole:
+        names = adapter_names(header, config)
     spec = lora_modules(header, config, names)
     magnitudes = _magnitudes(header, names) if (peft_layers or dora) and config.use_dora else {}
     of_parameters = peft_layers and bool(spec.of_parameters) and not config.use_dora
@@ -245,10 +288,12 @@ def load_members(
     members = [_place_member(member, base or "", modules) for member in members]
     if modules is not None:
         _refuse_widths(members, base or "", modules)
+        members = [_place_saved(member, base or "", modules) for member in members]
     members = _agree_on_names(members)
     _refuse_shapes(members)
     if modules is None:
         _refuse_paths(members, base)
+        _refuse_saved_paths(members, base)
     return tuple(members)
 
 
@@ -260,6 +305,11 @@ def base_of(
     if base:
         return bases.canonical(base)
     return next((name for m in members if (name := _base(m, bases))), None)
+
+
+def base_source(base: str | None, canonical: str | None) -> str | None:
+    """What describes a base model: the folder that was given, with its config.json, else its name."""
+    return base if base and (Path(base) / _BASE_CONFIG).is_file() else canonical or base
 
 
 def base_note(members: Sequence[MergeMember], base: str | None, table: BaseTable | None = None) -> str | None:
@@ -289,19 +339,18 @@ def read_module(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A of (rank, in) and B of (out, rank) as stored, in the file's data type and in separate memory.
 
-    With `scratch` this memory is that of the last A, and of the last B of the same `name`. Raises
-    WeightsError if the file is truncated or cannot be read.
+    With `scratch` this memory is that of the last ones of the same `name`. Raises WeightsError if the file is
+    truncated or cannot be read.
     """
     if member.folded is not None:
         return member.folded.factors(member, module)
-    memory = scratch or Scratch()
-    a, b = _read_tensors(member, *member.places[module], memory=memory, names=("A", f"B{name}"))
+    a, b = _read_tensors(member, *member.places[module], memory=scratch or Scratch(), name=name)
     return a, b
 
 
 def read_magnitude(member: MergeMember, module: str) -> torch.Tensor:
     """The magnitudes of a module's outputs, (out,), as stored; raises as `read_module` does."""
-    return _read_tensors(member, member.magnitudes[module], memory=Scratch(), names=("",))[0]
+    return _read_tensors(member, member.magnitudes[module], memory=Scratch())[0]
 
 
 def read_saved_rows(member: MergeMember, layer: str, rows: slice) -> torch.Tensor:
@@ -316,7 +365,7 @@ def read_saved_rows(member: MergeMember, layer: str, rows: slice) -> torch.Tenso
         begin=tensor.begin + rows.start * width,
         end=tensor.begin + rows.stop * width,
     )
-    return _read_tensors(member, part, memory=Scratch(), names=("",))[0].to(torch.float32)
+    return _read_tensors(member, part, memory=Scratch())[0].to(torch.float32)
 
 
 def refuse_apart(members: Sequence[MergeMember]) -> None:
@@ -346,16 +395,16 @@ def _refuse_features(
     feature = next(features, None)
     if feature is not None:
         description = f"{feature.reason}: {feature.detail}" if feature.detail else feature.reason
-        # Layers to leave out can be named.
-        layers = ",".join(layers_to_leave_out(config, spec)) if purpose.startswith("merged") else ""
+        ways = _WAYS.get(purpose, ())
+        layers = ",".join(layers_to_leave_out(config, spec, accepted)) if "without" in ways else ""
         way = (
             f'`without="{layers}"` leaves out these layers'
             if layers
             else f"only scaling * B A is {purpose} here"
         )
-        if layers and _HEADS.issuperset(layers.split(",")):
+        if layers and "heads" in ways and _HEADS.issuperset(layers.split(",")):
             way += ", and `heads` first, average or drop says what becomes of the saved weights"
-        if feature.reason == "use_dora" and purpose.startswith(_FOLDED_PURPOSES):
+        if feature.reason == "use_dora" and "base" in ways:
             way += ', and DoRA with the folder of its base model (`base="FOLDER"`)'
         raise MergeError(f"{refusal}: {SENTENCES[feature.reason]} ({description}); {way}.")
 
@@ -436,6 +485,47 @@ def _refuse_widths(members: Sequence[MergeMember], base: str, modules: BaseModul
                 raise MergeError(
                     f"{member.name} is not an adapter of {base}: {module.name} is {_shape(module)} in it, "
                     f"and {misfit} in {base}; name the base that it was trained on."
+                )
+
+
+def _place_saved(member: MergeMember, base: str, modules: BaseModules) -> MergeMember:
+    """The member with the base model's names of the layers that it saves whole.
+
+    Raises MergeError for a layer that the base model does not have, or has in another width.
+    """
+    saved = {}
+    for layer, tensor in member.saved.items():
+        # `saved_heads` compares the vocabulary.
+        width = tensor.shape[1]
+        widths = (None, width) if layer.rpartition(".")[2] in _EMBEDDINGS else (width, None)
+        place = modules.place(layer, *widths)
+        if place is None or place in saved:
+            raise MergeError(
+                f"{member.name} saves {layer} whole, and {base} has no such layer; use `heads` drop, or name "
+                "the base that it was trained on."
+            )
+        if misfit := modules.misfit(place, *widths):
+            raise MergeError(
+                f"{member.name} is not an adapter of {base}: it saves {layer} for a width of "
+                f"{width}, and that is {misfit} in {base}; use `heads` drop, or name the base that "
+                "it was trained on."
+            )
+        saved[place] = tensor
+    return replace(member, saved=saved) if saved else member
+
+
+def _refuse_saved_paths(members: Sequence[MergeMember], base: str | None) -> None:
+    """Raises MergeError if members of an unknown base model save or adapt a head or an embedding under
+    different paths, of which one at most is in the base."""
+    places: dict[str, tuple[MergeMember, str]] = {}
+    for member in members:
+        adapted = (m.name for m in member.spec.modules if m.short_name in _HEADS)
+        for layer in (*member.saved, *(adapted if any(other.saved for other in members) else ())):
+            first, name = places.setdefault(layer.rpartition(".")[2], (member, layer))
+            if name != layer:
+                raise MergeError(
+                    f"{first.name} has {name} where {member.name} has {layer}, and the modules of "
+                    f"{base or 'their base'} are not known here; name its folder as `base`."
                 )
 
 
@@ -533,26 +623,40 @@ def _path(tensor: str) -> str:
 
 
 def _read_tensors(
-    member: MergeMember, *tensors: Tensor, memory: Scratch, names: Sequence[str]
+    member: MergeMember, *tensors: Tensor, memory: Scratch, name: str = ""
 ) -> list[torch.Tensor]:
+    """Tensors as stored. In a block, neighbours in the file, as A and B of PEFT, are read at once."""
+    first, last = tensors[0], tensors[-1]
+    at_once = memory.limit > 0 and all(
+        left.end == right.begin and left.dtype == right.dtype for left, right in pairwise(tensors)
+    )
     try:
-        with member.weights.open("rb", buffering=0) as file:
-            return [
-                _read(file, member, tensor, memory.bytes(name, tensor.end - tensor.begin))
-                for name, tensor in zip(names, tensors, strict=True)
-            ]
+        with memory.open(member) as file:
+            if at_once:
+                raw = _read(file, member, first.begin, memory.bytes(name, last.end - first.begin))
+                parts = [raw[tensor.begin - first.begin : tensor.end - first.begin] for tensor in tensors]
+            else:
+                parts = [
+                    _read(file, member, tensor.begin, memory.bytes(f"{name}.{n}", tensor.end - tensor.begin))
+                    for n, tensor in enumerate(tensors)
+                ]
     except OSError as error:
         raise WeightsError("unreadable", f"The weights of {member.name} cannot be read: {error}.") from error
+    return [
+        part.view(_dtypes()[tensor.dtype]).view(tensor.shape)
+        for tensor, part in zip(tensors, parts, strict=True)
+    ]
 
 
-def _read(file: RawIOBase, member: MergeMember, tensor: Tensor, raw: torch.Tensor) -> torch.Tensor:
-    file.seek(member.start + tensor.begin)
+def _read(file: RawIOBase, member: MergeMember, begin: int, raw: torch.Tensor) -> torch.Tensor:
+    """The bytes from `begin` on, in the memory of `raw`."""
+    file.seek(member.start + begin)
     view, done = memoryview(raw.numpy().data), 0
     while done < len(view) and (count := file.readinto(view[done:])):
         done += count
     if done < raw.numel():
         raise WeightsError("truncated", f"The weights of {member.name} are truncated; fetch them again.")
-    return raw.view(_dtypes()[tensor.dtype]).reshape(tensor.shape)
+    return raw
 
 
 @functools.cache

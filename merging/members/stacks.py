@@ -118,6 +118,8 @@ def read_stack(shape: Shape, members: Sequence[MergeMember], device: str = "cpu"
     a = torch.empty(shape.total, shape.in_features, device=device)
     b = torch.empty(shape.out_features, shape.total, device=device)
     _fill(shape, members, shape.scalings, a, b, Scratch())
+    if not (_finite(a) and _finite(b)):
+        refuse_infinite(shape, members)
     return Stack(shape.name, a, b, shape.ranks, shape.scalings)
 
 
@@ -138,7 +140,8 @@ def sum_dense(shape: Shape, members: Sequence[MergeMember], weights: Sequence[fl
             a, b = read_module(member, shape.name)
             total.addmm_(b.to(torch.float32), a.to(torch.float32), alpha=weight * scaling)
     if not _finite(total):
-        _refuse_infinite(shape, members)
+        refuse_infinite(shape, members)
+        raise MergeError(f"The sum of the updates of {shape.name} is too large for float32.")
     return total
 
 
@@ -152,7 +155,8 @@ def join_factors(
     """A of (R, in) and B of (out, R) with sum_i w_i Delta W_i = B A, in the data type to be written.
 
     The same numbers as the stack with sqrt|w| on both sides, rounded once, in a third of the time, without
-    float32 copies. With `scratch` the results last until the next call. Raises the errors of `read_stack`.
+    float32 copies. With `scratch` the results last until the next call. Raises WeightsError; values that are
+    not finite are left to the writer.
     """
     scratch = scratch or Scratch()
     a = scratch.matrix("a", shape.total, shape.in_features, dtype)
@@ -191,8 +195,6 @@ def _fill(
     else:
         for place, values in columns:
             b[:, place] = values
-    if not (_finite(a) and _finite(b)):
-        _refuse_infinite(shape, members)
 
 
 def _scale(raw: Tensor, factor: float, out: Tensor) -> None:
@@ -210,7 +212,7 @@ def _ranges(ranks: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(end - rank, end) for end, rank in zip(ends, ranks, strict=True))
 
 
-def _refuse_infinite(shape: Shape, members: Sequence[MergeMember]) -> None:
+def refuse_infinite(shape: Shape, members: Sequence[MergeMember]) -> None:
     """Raises MergeError for the first member whose factors contain NaN or infinity."""
     import torch
 

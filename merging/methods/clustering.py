@@ -34,9 +34,9 @@ def lego(work: ModuleWork) -> Update:
     factor = _parameter_reweighting(a, b, means, str(work.options["norm"]))
     if work.options["rescale"]:
         # Members whose units are all 0 count as absent.
-        lengths = stack.a.square().sum(1) * stack.b.square().sum(0)
+        nonzero = (stack.a != 0).any(1) & (stack.b != 0).any(0)
         places = zip(stack.ranks, stack.ranges(), strict=True)
-        present = [rank for rank, place in places if bool(lengths[place].any())]
+        present = [rank for rank, place in places if bool(nonzero[place].any())]
         factor = factor * (sum(present) / len(present) / means.shape[0]) ** 0.25
     return Update(factor[:, None] * (means @ a), (b @ means.T) * factor, None, 0.0)
 

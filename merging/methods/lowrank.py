@@ -8,6 +8,7 @@ R x R. Notation: R sum of the ranks, d_in and d_out the layer's widths, D = diag
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,6 +26,7 @@ _ROUNDING = 1e-13
 # where the Cholesky factor's diagonal spans less than this.
 _LOSS = 1e-4
 _SPAN = 0.03
+_LEAST = 1e-30
 
 
 class Grams(NamedTuple):
@@ -110,13 +112,19 @@ def coordinates(gram: Tensor) -> tuple[Tensor, Tensor]:
 def truncation(gram_pair: Grams, d: Tensor, rank: int) -> Truncation | None:
     """The best rank-r approximation of B D A from Gram matrices in float32, by Cholesky.
 
-    None where that is not accurate enough: nearly dependent rows of A, or a loss that float32 cannot
-    distinguish from zero. `precise_truncation` has the formula and always a result.
+    None where that is not accurate enough: nearly dependent rows of A, squares that overflow, or a loss that
+    float32 cannot distinguish from zero. `precise_truncation` has the formula and always a result.
     """
+    import torch
+
     basis = _cholesky_coordinates(gram_pair.a)
     if basis is None:
         return None
-    result = _truncation(gram_pair, basis, d, rank)
+    core = _core(gram_pair, basis, d)
+    # Squares of very large or small values leave the range of float32.
+    if not _LEAST < float(core.diagonal().max()) < math.inf or not bool(torch.isfinite(core).all()):
+        return None
+    result = _truncation(core, basis, d, rank)
     return None if _inaccurate(result.squares, rank) else result
 
 
@@ -126,15 +134,22 @@ def precise_truncation(gram_pair: Grams, d: Tensor, rank: int) -> Truncation:
     With a basis C of A's rows and K = C G_A, the squared singular values are the eigenvalues of
     K D G_B D K^T = V S^2 V^T, and Delta W_r = (B D K^T V_r)(V_r^T C A).
     """
-    return _truncation(gram_pair, coordinates(gram_pair.a), d, rank)
+    basis = coordinates(gram_pair.a)
+    return _truncation(_core(gram_pair, basis, d), basis, d, rank)
 
 
-def _truncation(gram_pair: Grams, basis: tuple[Tensor, Tensor], d: Tensor, rank: int) -> Truncation:
+def _core(gram_pair: Grams, basis: tuple[Tensor, Tensor], d: Tensor) -> Tensor:
+    """K D G_B D K^T, whose eigenvalues are the squared singular values."""
+    scaled = basis[1] * d.to(basis[1])
+    return scaled @ gram_pair.b @ scaled.T
+
+
+def _truncation(core: Tensor, basis: tuple[Tensor, Tensor], d: Tensor, rank: int) -> Truncation:
     import torch
 
     c, k = basis
     scaled = k * d.to(k)
-    values, vectors = torch.linalg.eigh(scaled @ gram_pair.b @ scaled.T)
+    values, vectors = torch.linalg.eigh(core)
     squares = values.flip(0).to(torch.float64).clamp(min=0)
     leading = vectors.flip(1)[:, : _numerical_rank(squares, rank)]
     roots = squares[: leading.shape[1]].pow(0.25).to(k)

@@ -2,7 +2,7 @@ from . import inspection
 from .controls import KINDS, stand_ins
 from .costs import Price, price
 from .folding import FoldReport, apply_to, apply_whole, refuse_misfits, refuse_unfoldable
-from .gguf_adapter import GGUF_NAME, GgufBase, add_gguf, gguf_base, write_gguf
+from .gguf_adapter import GGUF_NAME, GgufBase, GgufLayout, add_gguf, gguf_base, gguf_layout, write_gguf
 from .inspection import Inspection
 from .merger import MergeReport, ModuleReport, carry_out, merged_updates, totals, works, write_updates
 from .normalising import NORMALISE_RECORD, NormaliseReport, normalise
@@ -14,6 +14,7 @@ __all__ = [
     "NORMALISE_RECORD",
     "FoldReport",
     "GgufBase",
+    "GgufLayout",
     "Inspection",
     "MergeReport",
     "ModuleReport",
@@ -25,6 +26,7 @@ __all__ = [
     "apply_whole",
     "carry_out",
     "gguf_base",
+    "gguf_layout",
     "inspection",
     "merged_updates",
     "normalise",

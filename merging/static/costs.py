@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from merging.members import Shape, shapes
+from merging.members import MergeMember, Shape, shapes
 from merging.static.plans import Plan
 
 if TYPE_CHECKING:
@@ -65,11 +65,14 @@ def price(planned: Plan, rates: Rates | None = None) -> Price:
     form = planned.form()
     if form is not None:
         ranks = dict.fromkeys(ranks, form.rank)
-    written = [*union, *form.zeros] if form else union
+    written = planned.written()
     parameters = sum(
         ranks.get(s.name, max(ranks.values())) * (s.in_features + s.out_features) for s in written
     )
+    parameters += sum(head.parameters for head in planned.heads)
     read = sum(place.end - place.begin for m in members for pair in m.places.values() for place in pair)
+    read += sum(member.folded.read_size(member) for member in members if member.folded)
+    read += sum(head.read_size for head in planned.heads)
     size = parameters * _BYTES[planned.dtype]
     steps = [_operations(planned, shape) for shape in union]
     seconds = sum(
@@ -83,7 +86,11 @@ def price(planned: Plan, rates: Rates | None = None) -> Price:
         parameters=parameters,
         size=size,
         read=read,
-        memory=max(_memory(planned, shape) for shape in union),
+        memory=max(
+            *(_memory(planned, shape) for shape in union),
+            *(head.memory(_BYTES[planned.dtype]) for head in planned.heads),
+            0,
+        ),
         operations=sum(sum(step) for step in steps),
         seconds=seconds + (4 * read + 4 * size + 4 * elements) / rates.memory,
     )
@@ -121,6 +128,11 @@ def _seconds(work: Callable[[], Tensor], device: str) -> float:
 def _operations(planned: Plan, shape: Shape) -> tuple[float, float, float]:
     """(float32, float64, n^3 of eigenproblems) of one module."""
     total, width = shape.total, shape.in_features + shape.out_features
+    if planned.is_dense(shape):
+        products = 2.0 * shape.in_features * shape.out_features
+        inner = sum(_inner_rank(planned.members[n], shape) for n in planned.present)
+        side = min(shape.in_features, shape.out_features)
+        return 0.0, products * (inner + side + planned.rank_of(shape)), float(side**3)
     sums = 2.0 * total * planned.rank_of(shape) * width
     if planned.method.cost == "bytes" and planned.rank_of(shape) >= total:
         return 0.0, 0.0, 0.0
@@ -134,6 +146,13 @@ def _operations(planned: Plan, shape: Shape) -> tuple[float, float, float]:
     if planned.method.cost == "bytes":
         return grams + sums, 0.0, float(total**3)
     return 0.0, grams + sums, 4.0 * total**3
+
+
+def _inner_rank(member: MergeMember, shape: Shape) -> int:
+    """The rank of the factors whose product is a member's update, or part of it."""
+    if shape.name not in member.places:
+        return 0
+    return member.folded.rank if member.folded else member.modules[shape.name].rank
 
 
 def _numbers_moved(planned: Plan, shape: Shape) -> float:
@@ -159,6 +178,10 @@ def _sides(planned: Plan, shape: Shape) -> tuple[int, int]:
 
 def _memory(planned: Plan, shape: Shape) -> int:
     width = shape.in_features + shape.out_features
+    if planned.is_dense(shape):
+        # The sum, one update, and the base's weight; then a Gram matrix and its eigenvectors in float64.
+        matrix = shape.in_features * shape.out_features
+        return 12 * matrix + 4 * 8 * min(shape.in_features, shape.out_features) ** 2
     factors = 4 * width * (2 * shape.total + 2 * planned.rank_of(shape))
     square = 8 * 8 * shape.total**2 if _operations(planned, shape)[2] else 0
     if planned.method.cost != "entries":

@@ -9,7 +9,7 @@ stays.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,9 @@ from catalog.extras import require_extra
 from catalog.files import read_limited
 from merging.members import (
     MergeMember,
+    Shape,
     base_of,
+    base_source,
     load_members,
     modules_sharing_weights,
     portable_form,
@@ -54,6 +56,17 @@ class GgufBase:
     heads: int
     key_value_heads: int
     layers: int
+
+
+@dataclass(frozen=True, slots=True)
+class GgufLayout:
+    """Where llama.cpp looks for factors: the architecture, the tensors' names by module, and the numbers of
+    heads whose rows are in its order, 0 for the rows as they are.
+    """
+
+    architecture: str
+    names: Mapping[str, str]
+    heads: Mapping[str, int]
 
 
 def gguf_base(base: str | None) -> GgufBase:
@@ -100,27 +113,19 @@ def write_gguf(
     if dtype not in ("float32", "float16"):
         raise UsageError(f"A GGUF adapter is stored in float32 or float16, not in {dtype}.")
     (member,) = load_members([member], base=base)
-    described = gguf_base(base or base_of([member]))
-    _refuse_tied_layers(member, base or base_of([member]))
-    architecture, turned = _ARCHITECTURES[described.model_type]
-    kind = gguf.MODEL_ARCH[architecture]
-    names = gguf.get_tensor_name_map(kind, described.layers)
     union = shapes([member])
+    layout = gguf_layout(union, base_source(base, base_of([member], base)), member.name)
     form = portable_form(union, {shape.name: shape.largest for shape in union}, None)
-    writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[kind])
+    writer = gguf.GGUFWriter(file, layout.architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(form.rank))
     for number, shape in enumerate(union):
-        name = names.get_name(shape.name)
-        if name is None or (member.config.layer_replication and "layers." in shape.name):
-            raise MergeError(
-                f"{member.name} cannot be written as GGUF: llama.cpp has no name for {shape.name}."
-            )
+        name, heads = layout.names[shape.name], layout.heads[shape.name]
         a, b = (factor.float() for factor in read_module(member, shape.name))
         b = b * shape.scalings[0]
-        if turned and name.endswith(("attn_q", "attn_k")):
-            b = _llama_rows(b, described.heads if name.endswith("attn_q") else described.key_value_heads)
+        if heads:
+            b = _llama_rows(b, heads)
         a, b = form.pad(a, b)
         if shape.kind == "embedding":
             a = a.T
@@ -142,7 +147,38 @@ def write_gguf(
     return form.rank
 
 
-def _refuse_tied_layers(member: MergeMember, base: str | None) -> None:
+def gguf_layout(modules: Sequence[Shape], base: str | None, adapter: str) -> GgufLayout:
+    """How the modules of an adapter of this name are written; reads no weights and writes nothing.
+
+    `base` is as for `gguf_base`. Raises its errors, UsageError if the extra `eval` is not installed, and
+    MergeError for a module that llama.cpp has no name for, or that has other rows than the base's heads.
+    """
+    require_extra("eval", "A GGUF file")
+    import gguf
+
+    described = gguf_base(base)
+    _refuse_tied_layers(modules, base, adapter)
+    architecture, turned = _ARCHITECTURES[described.model_type]
+    kind = gguf.MODEL_ARCH[architecture]
+    table = gguf.get_tensor_name_map(kind, described.layers)
+    counts = {"attn_q": described.heads, "attn_k": described.key_value_heads} if turned else {}
+    names: dict[str, str] = {}
+    heads: dict[str, int] = {}
+    for shape in modules:
+        name = table.get_name(shape.name)
+        if name is None:
+            raise MergeError(f"{adapter} cannot be written as GGUF: llama.cpp has no name for {shape.name}.")
+        names[shape.name] = name
+        count = heads[shape.name] = counts.get(name.rpartition(".")[2], 0)
+        if count and shape.out_features % (2 * count):
+            raise MergeError(
+                f"{shape.out_features} rows of {shape.name} are not those of {count} heads; name the base of "
+                f"{adapter} (`base`)."
+            )
+    return GgufLayout(gguf.MODEL_ARCH_NAMES[kind], names, heads)
+
+
+def _refuse_tied_layers(modules: Sequence[Shape], base: str | None, adapter: str) -> None:
     """Raises MergeError for factors of an output head or an embedding that are one in the base model.
 
     A file of such a base has no tensor of its own for the head, and llama.cpp does not load the adapter; one
@@ -150,20 +186,20 @@ def _refuse_tied_layers(member: MergeMember, base: str | None) -> None:
     """
     layers = [
         module.name
-        for module in member.spec.modules
-        if module.short_name == "lm_head" or module.kind == "embedding"
+        for module in modules
+        if module.name.rpartition(".")[2] == "lm_head" or module.kind == "embedding"
     ]
     if not layers:
         return
     if not base or not (Path(base) / "config.json").is_file():
         raise UsageError(
-            f"{member.name} adapts {layers[0]}; give the folder of the base model as `base`, since llama.cpp "
+            f"{adapter} adapts {layers[0]}; give the folder of the base model as `base`, since llama.cpp "
             "does not load that where the head is the embedding."
         )
     for layer in layers:
         if modules_sharing_weights(Path(base), layer):
             raise MergeError(
-                f"{member.name} cannot be written as GGUF: the head and the embedding of its base model "
+                f"{adapter} cannot be written as GGUF: the head and the embedding of its base model "
                 f"are one, and llama.cpp does not load factors of {layer}; leave it out by `without`."
             )
 
@@ -196,10 +232,6 @@ def add_gguf(
 def _llama_rows(b: Tensor, heads: int) -> Tensor:
     """The rows of B of q or k in llama.cpp's order: the halves of each head in turn."""
     out, rank = b.shape
-    if out % (2 * heads):
-        raise MergeError(
-            f"{out} rows of queries or keys are not those of {heads} heads; name the base (`base`)."
-        )
     return b.reshape(heads, 2, out // heads // 2, rank).swapaxes(1, 2).reshape(out, rank)
 
 

@@ -104,8 +104,10 @@ def inspect(
     loaded = load_members([*members, result] if result is not None else members, base=base, table=table)
     count = len(members)
     used = tuple(weights) if weights is not None else (1 / count,) * count
-    if len(used) != count or not any(used):
-        raise UsageError(f"{count} members require as many weights, not all 0, not {len(used)}.")
+    if len(used) != count:
+        raise UsageError(f"{count} members require as many weights, not {len(used)}.")
+    if not all(math.isfinite(weight) for weight in used) or not any(used):
+        raise UsageError("Weights must be finite numbers, at least one of them not 0.")
     sums = _PairSums(count, len(loaded))
     union = shapes(loaded)
     padded = used if result is None else (*used, 0.0)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from merging.members import (
     new_folder,
     package_versions,
     read_stack,
+    refuse_infinite,
     saved_names,
     shapes,
     storage,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 RECORD_VERSION = 1
 # Norms of an untruncated sum are measured up to this rank: the time grows with its square.
 _CHEAP_RANK = 64
+_LEAST = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +122,12 @@ def carry_out(
         hashing = ThreadPoolExecutor(1)
         stack.callback(hashing.shutdown, cancel_futures=True)
         digests = [member.digest or hashing.submit(digest_of, member.weights) for member in planned.members]
-        union = shapes([planned.members[n] for n in planned.present])
-        form = planned.form()
+        present = [planned.members[n] for n in planned.present]
+        union, form = shapes(present), planned.form()
         updates = merged_updates(planned, progress, written=True)
-        modules = write_updates(folder, planned.dtype, union, updates, form, planned.heads)
+        stack.callback(updates.close)
+        refuse = partial(refuse_infinite, members=present)
+        modules = write_updates(folder, planned.dtype, union, updates, form, planned.heads, refuse)
         ranks = {name: module.rank for name, module in modules.items()}
         with storage(out):
             write_config(folder, planned.members, planned.base, ranks, form, saved_names(planned.heads))
@@ -155,7 +160,7 @@ def _limits(planned: Plan, members: Sequence[MergeMember]) -> Mapping[str, float
 
 def merged_updates(
     planned: Plan, progress: Callable[[int, int], None] | None = None, written: bool = False
-) -> Iterator[tuple[Shape, Update]]:
+) -> Generator[tuple[Shape, Update], None, None]:
     """Shape and update of each module; modules that only members of weight 0 have are left out.
 
     If factors are `written` unchanged, side by side, they are in the data type of the file.
@@ -166,18 +171,37 @@ def merged_updates(
     weights = [planned.weights[n] for n in planned.present]
     union = shapes(members)
     limits = _limits(planned, members)
-    scratch = Scratch()
-    for number, shape in enumerate(union):
-        if written and planned.joins(shape):
-            a, b = join_factors(shape, members, weights, getattr(torch, planned.dtype), scratch)
-            yield shape, Update(a, b, None, 0.0)
-        elif planned.is_dense(shape):
-            matrix = sum_dense(shape, members, weights).to(planned.device)
-            yield shape, truncate_dense(matrix, planned.bound(shape))
-        else:
-            yield shape, planned.method.run(_work(planned, shape, members, limits))
-        if progress is not None:
-            progress(number + 1, len(union))
+    with Scratch() as scratch:
+        for number, shape in enumerate(union):
+            if written and planned.joins(shape):
+                a, b = join_factors(shape, members, weights, getattr(torch, planned.dtype), scratch)
+                yield shape, Update(a, b, None, 0.0)
+            elif planned.is_dense(shape):
+                matrix = sum_dense(shape, members, weights).to(planned.device)
+                with finite_products(shape.name):
+                    update = truncate_dense(matrix, planned.bound(shape))
+                yield shape, update
+            else:
+                with finite_products(shape.name):
+                    update = planned.method.run(_work(planned, shape, members, limits))
+                yield shape, update
+            if progress is not None:
+                progress(number + 1, len(union))
+
+
+@contextmanager
+def finite_products(module: str) -> Iterator[None]:
+    """Translates the error of a decomposition of values that are not finite, or too far apart, into a
+    MergeError."""
+    from torch import linalg
+
+    try:
+        yield
+    except linalg.LinAlgError as error:  # type: ignore[attr-defined]  # exported, but not declared
+        raise MergeError(
+            f"The products of the factors of {module} are too large for float32; leave out the member with "
+            "values like that."
+        ) from error
 
 
 def whole_updates(planned: Plan) -> Callable[[Shape], Tensor]:
@@ -191,7 +215,8 @@ def whole_updates(planned: Plan) -> Callable[[Shape], Tensor]:
     def update_of(shape: Shape) -> Tensor:
         if whole.method.is_sum:
             return sum_dense(shape, members, weights)
-        update = whole.method.run(_work(whole, shape, members, limits))
+        with finite_products(shape.name):
+            update = whole.method.run(_work(whole, shape, members, limits))
         return update.b @ update.a
 
     return update_of
@@ -223,12 +248,13 @@ def write_updates(
     updates: Iterable[tuple[Shape, Update]],
     form: PortableForm | None = None,
     heads: Sequence[SavedHead] = (),
+    refuse: Callable[[Shape], object] | None = None,
 ) -> dict[str, ModuleReport]:
     """Writes the factors of updates to a folder one by one, and reports each module by name.
 
     `union` has every possible module. With `form` factors are filled up with zeros; the reports have the
     ranks before that. `heads` are saved whole after them. Raises MergeError if `dtype` cannot represent a
-    value, and StorageError if writing fails.
+    value, unless `refuse` raises first, with the reason, and StorageError if writing fails.
     """
     import torch
 
@@ -245,6 +271,8 @@ def write_updates(
                 for name, values in zip(factor_names(shape), factors, strict=True):
                     writer.write(name, values)
             except OverflowError as error:
+                if refuse is not None:
+                    refuse(shape)
                 # Factors that were made in the type of the file do not tell what overflowed.
                 exact = all(values.dtype == torch.float32 for values in factors)
                 if exact and not all(bool(torch.isfinite(values).all()) for values in factors):
@@ -265,14 +293,19 @@ def write_updates(
 
 
 def _energy(update: Update) -> float | None:
-    """||b a||_F^2 as measured by the method, else by r x r Gram matrices in float32 if these are small."""
+    """||b a||_F^2 as measured by the method, else by r x r Gram matrices if these are small."""
     import torch
 
     if update.energy is not None or update.a.shape[0] > _CHEAP_RANK:
         return update.energy
 
-    a, b = update.a.to(torch.float32), update.b.to(torch.float32)
-    return max(0.0, float(((a @ a.T) * (b.T @ b)).sum(dtype=torch.float64)))
+    for kind in (torch.float32, torch.float64):
+        a, b = update.a.to(kind), update.b.to(kind)
+        energy = float(((a @ a.T) * (b.T @ b)).sum(dtype=torch.float64))
+        # Squares of very large or small values leave the range of float32.
+        if _LEAST < energy < math.inf:
+            break
+    return max(0.0, energy)
 
 
 def totals(modules: Mapping[str, ModuleReport]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from merging.members import (
     Shape,
     base_modules,
     base_of,
+    base_source,
     digest_of,
     load_members,
     new_folder,
@@ -82,8 +83,9 @@ def normalise(
     union = shapes([member])
     _refuse_rank(member, rank)
     ranks = {shape.name: min(shape.largest, rank or shape.largest) for shape in union}
-    form = portable_form(union, ranks, base_modules(name) if name else None)
-    heads = saved_heads([member], [1.0], "first", base or name)
+    source = base_source(base, name)
+    form = portable_form(union, ranks, base_modules(source) if source else None)
+    heads = saved_heads([member], [1.0], "first", source)
     rounded: list[str] = []
     with new_folder(out, overwrite, NORMALISE_RECORD) as folder:
         updates = _note_rounding(_scaled(member, union, ranks, progress), kind, rounded)

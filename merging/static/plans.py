@@ -18,6 +18,7 @@ from merging.members import (
     base_modules,
     base_note,
     base_of,
+    base_source,
     load_members,
     portable_form,
     saved_heads,
@@ -34,7 +35,8 @@ class Plan:
     """A validated merge before its execution.
 
     `weights` has one entry a member as the method uses it, `rank` the requested bound, else the method's.
-    `base` is the canonical name of the base model. `notes` are sentences for the user. A `portable` result
+    `base` is the canonical name of the base model, `source` its folder if that was given, else the same name.
+    `notes` are sentences for the user. A `portable` result
     has the form that every engine reads, else the ranks that come out.
     """
 
@@ -47,6 +49,7 @@ class Plan:
     device: str
     seed: int
     base: str | None
+    source: str | None = None
     memory: int = MEMORY
     inputs: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
@@ -66,7 +69,7 @@ class Plan:
         largest = (
             shape.total
             if self.method.full_rank
-            else max(module.rank for member in self.members for module in member.spec.modules)
+            else max(module.rank for n in self.present for module in self.members[n].spec.modules)
         )
         return min(self.rank or largest, shape.in_features, shape.out_features)
 
@@ -82,8 +85,13 @@ class Plan:
         if not self.portable:
             return None
         union = shapes([self.members[n] for n in self.present])
-        base = base_modules(self.base) if self.base else None
+        base = base_modules(self.source) if self.source else None
         return portable_form(union, {shape.name: self.rank_of(shape) for shape in union}, base)
+
+    def written(self) -> tuple[Shape, ...]:
+        """The modules of the result, those with zero factors last."""
+        union, form = shapes([self.members[n] for n in self.present]), self.form()
+        return (*union, *form.zeros) if form else union
 
     def joins(self, shape: Shape) -> bool:
         """Whether the result of a module is the members' factors side by side."""
@@ -127,40 +135,42 @@ def plan(
     loaded = load_members(members, base=base, table=table)
     of_all = base_of(loaded, base, table)
     note = base_note(loaded, of_all, table)
-    _refuse_request(row, loaded, rank, len(inputs))
-    _refuse_folded(row, loaded, rank, whole)
-    _refuse_device(device)
     shares = _weights(row, len(loaded), weights)
+    present = [member for member, share in zip(loaded, shares, strict=True) if share]
+    if row.data and len(inputs) != len(loaded):
+        raise UsageError(f"{row.name} needs one file of activations for each of the {len(loaded)} members.")
+    if inputs and not row.data:
+        raise UsageError(f"{row.name} does not accept activations; leave them out.")
+    _refuse_rank(row, present, rank)
+    _refuse_folded(row, present, rank, whole)
+    _refuse_device(device)
+    source = base_source(base, of_all)
     return Plan(
-        loaded,
-        row,
-        options,
-        shares,
-        rank,
-        result_dtype(dtype, loaded),
-        device,
-        seed,
-        of_all,
-        memory,
-        tuple(inputs),
-        (note,) if note else (),
-        portable,
-        saved_heads(loaded, shares, heads, base or of_all),
-        heads,
+        members=loaded,
+        method=row,
+        options=options,
+        weights=shares,
+        rank=rank,
+        dtype=result_dtype(dtype, present),
+        device=device,
+        seed=seed,
+        base=of_all,
+        source=source,
+        memory=memory,
+        inputs=tuple(inputs),
+        notes=(note,) if note else (),
+        portable=portable,
+        heads=saved_heads(loaded, shares, heads, source),
+        head_choice=heads,
     )
 
 
-def _refuse_request(row: MergeMethod, members: Sequence[MergeMember], rank: int | None, inputs: int) -> None:
-    """Raises UsageError for a rank or activations that the method does not accept, MergeError for unequal
-    ranks."""
+def _refuse_rank(row: MergeMethod, members: Sequence[MergeMember], rank: int | None) -> None:
+    """Raises UsageError for a rank that the method does not accept, MergeError for unequal ranks."""
     if rank is not None and not row.truncates:
         raise UsageError(f"{row.name} determines the rank; leave out `rank`.")
     if rank is not None and rank < 1:
         raise UsageError(f"The rank must be at least 1, not {rank}.")
-    if row.data and inputs != len(members):
-        raise UsageError(f"{row.name} needs one file of activations for each of the {len(members)} members.")
-    if inputs and not row.data:
-        raise UsageError(f"{row.name} does not accept activations; leave them out.")
     if row.units and rank is not None and rank > max(shape.total for shape in shapes(members)):
         raise UsageError(
             f"{rank} clusters exceed the number of units of the members in every module; use a lower rank."

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+import loradex as library
+from catalog.errors import NotFoundError
 from cli.tables import reasons_text, short_count, short_targets, verdict_text
 from tests.cli.conftest import ROOT, TINY, Program
 from tests.hubs import adapter_config, card, lora_files, lora_tensors, make_repo, safetensors_bytes
@@ -372,8 +374,14 @@ def test_engines_are_counted_over_the_catalog_or_a_folder(crawled: Program, tmp_
     assert vllm["reasons"] == {"refuses DoRA": 1}
     text = crawled("engines", "--counts", "--where", "use:research -runs:vllm").stdout
     assert "refuses DoRA (1)" in text
-    below = json.loads(crawled("engines", str(tmp_path / "nothing"), "--counts", "--json").stdout)
+    below = json.loads(crawled("engines", str(tmp_path), "--counts", "--json").stdout)
     assert {row["runs"] for row in below} == {0}
+    (tmp_path / "file").write_text("")
+    missing = crawled("engines", str(tmp_path / "nothing"), "--counts")
+    assert (missing.exit_code, missing.stdout) == (1, "")
+    for wrong in (tmp_path / "nothing", tmp_path / "file"):
+        with pytest.raises(NotFoundError, match="cannot be searched for adapters"):
+            library.count_engines(wrong)
     refused = crawled("engines", "--where", "runs:vllm")
     assert (refused.exit_code, "--counts" in refused.stderr) == (2, True)
 

@@ -359,7 +359,7 @@ def test_a_pool_by_scores_has_a_control_that_is_blind_to_the_task(scored: Progra
     }
 
 
-@pytest.mark.parametrize("form", ["vllm", "sglang", "gguf", "ollama", "mergekit"])
+@pytest.mark.parametrize("form", ["vllm", "sglang", "gguf", "ollama", "mergekit", "lm-eval"])
 def test_an_export_for_an_engine_has_its_command_and_verifies(
     mine: Program, tmp_path: Path, form: str
 ) -> None:
@@ -377,7 +377,10 @@ def test_an_export_for_an_engine_has_its_command_and_verifies(
     else:
         assert all(f"adapters/{member.name}" in readme for member in members)
         assert all(
-            row.runs for m in members for row in library.runs_in(m) if row.engine in ("vllm", "sglang")
+            row.runs
+            for m in members
+            for row in library.runs_in(m)
+            if row.engine in (("peft",) if form == "lm-eval" else ("vllm", "sglang"))
         )
     if form == "vllm":
         listed = [json.loads(line) for line in (folder / "vllm.txt").read_text().splitlines()]

@@ -11,6 +11,7 @@ peft = pytest.importorskip("peft")
 import torch  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 
+from catalog.errors import EvaluationError  # noqa: E402
 from merging.evaluation import losses  # noqa: E402
 from merging.learning import Recipe, TrainingSettings, curvature_at_start, largest_eigenvalue  # noqa: E402
 from merging.learning.course import set_seeds  # noqa: E402
@@ -36,6 +37,34 @@ def test_the_largest_eigenvalue_by_hand(values: list[float]) -> None:
 
 def test_nothing_has_no_curvature() -> None:
     assert largest_eigenvalue(lambda v: 0 * v, torch.ones(3)).value == 0
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("good", [0, 1, 2])
+def test_a_product_that_is_not_finite_is_one_sentence(bad: float, good: int) -> None:
+    """At whichever product it appears, and in whichever entry."""
+    calls = iter([*[1.0] * good, *[bad] * 9])
+
+    def product(vector: torch.Tensor) -> torch.Tensor:
+        return vector * torch.tensor([1.0, 2.0, 3.0 * next(calls)])
+
+    with pytest.raises(EvaluationError, match="products of the loss's Hessian are not finite"):
+        largest_eigenvalue(product, torch.tensor([1.0, -2.0, 3.0]))
+
+
+def test_a_loss_without_curvature_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient that is finite, with second derivatives that are not."""
+    base = tiny_base(dtype=torch.float32)
+    task = read_task(write_task(tmp_path / "task", ROWS))
+    settings = TrainingSettings(1, 1.0, ("q_proj",), "lora", 0.0, "float32", Recipe(1, 1))
+
+    def kinked(*arguments: object) -> object:
+        values, *rest = losses(*arguments)  # type: ignore[arg-type]
+        return values + (values - values.detach()).abs().pow(1.5), *rest
+
+    monkeypatch.setattr("merging.learning.curvature.losses", kinked)
+    with pytest.raises(EvaluationError, match="Hessian are not finite"):
+        curvature_at_start(base, task, task_examples(task), settings)
 
 
 @pytest.mark.parametrize("name", ["lora", "gaussian"])

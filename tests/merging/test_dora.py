@@ -205,3 +205,84 @@ def test_bases_that_do_not_fit_are_refused(place: Path, tmp_path: Path) -> None:
         loradex.normalise(place / "plain", out=tmp_path / "out", rank=2)
     with pytest.raises(MergeError, match=r"`base=.FOLDER.`"):
         loradex.normalise(place / "one", out=tmp_path / "out")
+
+
+def test_the_base_of_the_fold_is_whichever_is_a_folder(place: Path, tmp_path: Path) -> None:
+    """A name beside `apply_to` is no weights; a folder is those that the members were trained on."""
+    folders = [place / "one"]
+    for number, base in enumerate((None, "org/name", str(place / "base"))):
+        loradex.merge(folders, "sum", base=base, apply_to=place / "base", out=tmp_path / f"model{number}")
+    first, *others = (load_file(tmp_path / f"model{number}" / "model.safetensors") for number in range(3))
+    assert all(torch.equal(made[name], first[name]) for made in others for name in first)
+    save_base(tiny_base(7), tmp_path / "tuned")
+    loradex.merge(
+        folders, "sum", base=str(place / "base"), apply_to=tmp_path / "tuned", out=tmp_path / "other"
+    )
+    base, tuned = (load_file(folder / "model.safetensors") for folder in (place / "base", tmp_path / "tuned"))
+    made = load_file(tmp_path / "other" / "model.safetensors")
+    assert all(torch.allclose(made[name] - tuned[name], first[name] - base[name], atol=1e-5) for name in base)
+
+
+def test_dora_is_compared_by_its_deltas(place: Path, tmp_path: Path) -> None:
+    before = {name: item.double() for name, item in tiny_base().model.state_dict().items()}
+    folders = [place / name for name in ("one", "two", "plain")]
+    updates = [
+        torch.cat([(made[name] - before[name]).flatten() for name in sorted(before)])
+        for made in (merged_by_peft(tiny_base, folder) for folder in folders)
+    ]
+    inspected = loradex.inspect(folders, base=str(place / "base"), result=folders[0])
+    for i, left in enumerate(updates):
+        assert inspected.norms[i] == pytest.approx(float(left.norm()), rel=1e-5)
+        for j, right in enumerate(updates):
+            cosine = torch.nn.functional.cosine_similarity(left, right, dim=0)
+            assert inspected.cosines[i][j] == pytest.approx(float(cosine), abs=1e-5)
+    assert inspected.likeness is not None
+    assert inspected.likeness[0] == pytest.approx(1)
+    with pytest.raises(MergeError) as refused:
+        loradex.inspect(folders)
+    assert '`base="FOLDER"`' in str(refused.value)
+
+
+def test_the_advice_names_arguments_that_the_caller_has(place: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "headed"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_bytes((place / "one" / "adapter_config.json").read_bytes())
+    tensors = load_file(place / "one" / "adapter_model.safetensors")
+    head = {"base_model.model.lm_head.weight": torch.zeros(260, 32)}
+    save_file(tensors | head, folder / "adapter_model.safetensors")
+    base = str(place / "base")
+    with pytest.raises(MergeError) as compared:
+        loradex.inspect([folder], base=base)
+    assert '`without="lm_head"`' in str(compared.value)
+    assert "`heads`" not in str(compared.value)
+    loradex.inspect([folder], base=base, without="lm_head")
+    with pytest.raises(MergeError) as merged:
+        loradex.merge([folder], "sum", rank=2, base=base, out=tmp_path / "out")
+    assert "`heads` first, average or drop" in str(merged.value)
+    with pytest.raises(MergeError) as applied:
+        loradex.merge([folder], "sum", apply_to=place / "base", out=tmp_path / "out")
+    assert "`heads`" not in str(applied.value)
+    with pytest.raises(MergeError) as normalised:
+        loradex.normalise(folder, rank=2, base=base, out=tmp_path / "out")
+    assert "`heads` first, average or drop" in str(normalised.value)
+
+
+def test_members_of_weight_0_have_no_say(place: Path, tmp_path: Path) -> None:
+    """Neither in the rank, nor in the data type, nor in what a method demands of its members."""
+    folders, base = [place / "plain", place / "one"], str(place / "base")
+    for method in ("sum", "svd", "concatenation", "peft-linear"):
+        both = loradex.merge(folders, method, weights=[1, 0], base=base, out=tmp_path / f"{method}2")
+        alone = loradex.merge(folders[:1], method, weights=[1], base=base, out=tmp_path / f"{method}1")
+        files = [(report.folder / "adapter_model.safetensors").read_bytes() for report in (both, alone)]
+        assert files[0] == files[1]
+    added = loradex.merge(folders, "sum", weights=[1, 0], apply_to=place / "base", out=tmp_path / "model")
+    assert (added.folder, added.model) == (tmp_path / "model-adapter", tmp_path / "model")
+    with pytest.raises(UsageError, match="full rank; set `rank`"):
+        loradex.merge(folders, "sum", weights=[0, 1], base=base, out=tmp_path / "out")
+
+
+def test_the_cost_of_a_fold_has_the_base(place: Path) -> None:
+    request = loradex.MergeRequest([place / "two"], "sum", rank=2, base=str(place / "base"))
+    tensors = load_file(place / "two" / "adapter_model.safetensors").values()
+    own = sum(values.numel() * values.itemsize for values in tensors)
+    assert request.cost().read == own + 2 * 2 * 32 * 32 * 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import gguf
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 import loradex
-from catalog.errors import MergeError, UsageError
-from merging.static import gguf_base, write_gguf
+from catalog.errors import LoradexError, MergeError, UsageError
+from merging.members import shapes
+from merging.static import gguf_base, gguf_layout, write_gguf
 from tests.merging.llama import TARGETS, tiny, write
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -215,3 +218,64 @@ def test_a_head_that_is_the_embedding_is_refused(base: Path, tmp_path: Path) -> 
         write_gguf(member, tmp_path / "a.gguf", base="HuggingFaceTB/SmolLM2-135M-Instruct")
     assert not (tmp_path / "a.gguf").exists()
     write_gguf(member, tmp_path / "a.gguf", base=str(base))
+
+
+def test_what_a_gguf_file_cannot_hold_is_refused_before_the_merge(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is read of the members' weights, and the price of such a merge is not stated either."""
+    tied = tiny(vocab_size=WORDS, hidden_size=64, intermediate_size=96, tie_word_embeddings=True)
+    tied.config.save_pretrained(tmp_path / "tied")
+    head = write(tmp_path / "head", tied, 1, targets=("v_proj", "lm_head")).folder
+    odd = write(tmp_path / "odd", model(), 1, targets=("v_proj",)).folder
+    tensors = load_file(odd / "adapter_model.safetensors")
+    renamed = {name.replace("v_proj", "unheard_of"): values.clone() for name, values in tensors.items()}
+    save_file(tensors | renamed, odd / "adapter_model.safetensors")
+
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("the merge began")
+
+    monkeypatch.setattr("merging.static.merger.join_factors", read)
+    monkeypatch.setattr("merging.static.merger.read_stack", read)
+    cases = [
+        (head, str(tmp_path / "tied"), "the embedding of its base model are one"),
+        (head, "HuggingFaceTB/SmolLM2-135M-Instruct", "give the folder of the base|is not an adapter of"),
+        (odd, str(base), "has no module model.layers.0.self_attn.unheard_of"),
+    ]
+    for folder, of, message in cases:
+        request = loradex.MergeRequest([folder], "sum", form="gguf", base=of)
+        with pytest.raises(LoradexError, match=message):
+            request.run(tmp_path / "out")
+        with pytest.raises(LoradexError, match=message):
+            request.cost()
+
+
+def test_modules_are_checked_by_their_shapes_alone(tmp_path: Path, base: Path) -> None:
+    member = write(tmp_path / "a", model(), 1, targets=("q_proj", "v_proj"))
+    union = shapes([member])
+    layout = gguf_layout(union, str(base), "a")
+    assert layout.names["model.layers.1.self_attn.q_proj"] == "blk.1.attn_q"
+    assert [layout.heads[f"model.layers.1.self_attn.{short}"] for short in ("q_proj", "v_proj")] == [4, 0]
+    with pytest.raises(MergeError, match=r"llama.cpp has no name for model.layers.9.self_attn.other"):
+        gguf_layout([replace(union[0], name="model.layers.9.self_attn.other")], str(base), "a")
+    with pytest.raises(
+        MergeError, match=r"60 rows of model.layers.0.self_attn.q_proj are not those of 4 heads"
+    ):
+        gguf_layout([replace(union[0], out_features=60)], str(base), "a")
+
+
+def test_a_base_is_known_in_any_spelling(tmp_path: Path) -> None:
+    """As for the merge itself."""
+    member = wide_member(tmp_path / "a")
+    for name in ("HuggingFaceTB/SmolLM2-135M-Instruct", "huggingfacetb/smollm2-135m-instruct"):
+        loradex.merge([member], "sum", base=name, form="gguf", out=tmp_path / "out", overwrite=True)
+        assert (tmp_path / "out" / "adapter.gguf").is_file()
+
+
+def wide_member(folder: Path) -> Path:
+    """Factors of one module of SmolLM2-135M."""
+    write(folder, model(), 1, targets=("v_proj",))
+    factor = "base_model.model.model.layers.0.self_attn.v_proj.lora_"
+    tensors = {f"{factor}A.weight": torch.ones(4, 576), f"{factor}B.weight": torch.ones(192, 4)}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder

@@ -146,3 +146,91 @@ def test_classifiers_are_refused_whatever_the_choice(place: Path, tmp_path: Path
     for heads in (None, "first", "drop"):
         with pytest.raises(LoradexError, match=r"full_weights: score"):
             loradex.merge([folder], "sum", heads=heads, out=tmp_path / "out")
+
+
+def respell(source: Path, folder: Path, old: str, new: str, shape: tuple[int, int] | None = None) -> Path:
+    """The adapter with another name, and shape, of one tensor."""
+    folder.mkdir()
+    (folder / "adapter_config.json").write_bytes((source / "adapter_config.json").read_bytes())
+    tensors = load_file(source / WEIGHTS)
+    values = tensors.pop(old)
+    save_file(tensors | {new: values if shape is None else torch.ones(shape)}, folder / WEIGHTS)
+    return folder
+
+
+def test_a_head_of_another_prefix_is_placed_where_the_base_has_it(place: Path, tmp_path: Path) -> None:
+    prefix = "base_model.model.language_model."
+    folder = respell(place / "two", tmp_path / "moved", EMBEDDING, f"{prefix}embed_tokens.weight")
+    respell(folder, tmp_path / "both", HEAD, f"{prefix}lm_head.weight")
+    for write in ("merge", "normalise"):
+        out, base = tmp_path / write, str(place / "base")
+        if write == "merge":
+            loradex.merge([tmp_path / "both"], "sum", heads="first", base=base, out=out)
+        else:
+            loradex.normalise(tmp_path / "both", heads="first", base=base, out=out)
+        expected, made = loaded(place / "two"), loaded(out)
+        assert all(torch.allclose(made[name], expected[name], atol=1e-6) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "name", "shape", "message"),
+    [
+        (HEAD, HEAD, (260, 48), r"saves lm_head for a width of 48, and that is 32 to 260 in"),
+        (
+            EMBEDDING,
+            EMBEDDING,
+            (260, 16),
+            "saves model.embed_tokens for a width of 16, and that is 260 to 32",
+        ),
+        (
+            HEAD,
+            "base_model.model.vision.lm_head.weight",
+            None,
+            "vision.lm_head whole, and .* has no such layer",
+        ),
+        (EMBEDDING, EMBEDDING, (300, 32), "300 tokens, and its base has 260"),
+    ],
+)
+def test_saved_layers_that_do_not_fit_the_base_are_refused(
+    place: Path, tmp_path: Path, tensor: str, name: str, shape: tuple[int, int] | None, message: str
+) -> None:
+    folder, base = respell(place / "two", tmp_path / "odd", tensor, name, shape), str(place / "base")
+    with pytest.raises(MergeError, match=message):
+        loradex.merge([folder], "sum", heads="first", base=base, out=tmp_path / "out")
+    with pytest.raises(MergeError, match=message):
+        loradex.normalise(folder, heads="first", base=base, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    loradex.merge([folder], "sum", heads="drop", base=base, out=tmp_path / "out")
+
+
+def test_the_vocabulary_is_that_of_a_known_base_in_any_spelling(tmp_path: Path) -> None:
+    folder = write_saved(tmp_path / "one", 1)
+    factor = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    tensors = {f"{factor}A.weight": torch.ones(2, 576), f"{factor}B.weight": torch.ones(576, 2)}
+    save_file(tensors | {HEAD: torch.zeros(49_160, 576)}, folder / WEIGHTS)
+    for base in ("HuggingFaceTB/SmolLM2-135M-Instruct", "huggingfacetb/smollm2-135m-instruct"):
+        with pytest.raises(MergeError, match="49160 tokens, and its base has 49152"):
+            loradex.merge([folder], "sum", heads="first", base=base, out=tmp_path / "out")
+
+
+def test_two_paths_of_a_head_need_the_base(place: Path, tmp_path: Path) -> None:
+    """Of two paths one at most is in the base, which is not known here."""
+    moved = respell(place / "one", tmp_path / "moved", HEAD, "base_model.model.language_model.lm_head.weight")
+    with pytest.raises(MergeError, match=r"one has lm_head where moved has language_model.lm_head"):
+        loradex.merge([place / "one", moved], "sum", heads="first", base="x/unknown", out=tmp_path / "out")
+
+
+def test_the_cost_has_the_heads(place: Path, tmp_path: Path) -> None:
+    names = [place / name for name in ("plain", "one", "two")]
+    base = str(place / "base")
+    first, average, dropped = (
+        loradex.MergeRequest(names, "sum", heads=heads, base=base).cost()
+        for heads in ("first", "average", "drop")
+    )
+    head = 260 * 32
+    assert first.parameters - dropped.parameters == average.parameters - dropped.parameters == 2 * head
+    assert (first.size - dropped.size, first.read - dropped.read) == (8 * head, 8 * head)
+    assert average.read - dropped.read == 12 * head
+    report = merge(place, tmp_path / "out", "first")
+    stored = sum(values.numel() * 4 for values in load_file(report.folder / WEIGHTS).values())
+    assert first.size == stored

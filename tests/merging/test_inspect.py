@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -81,8 +82,11 @@ def test_overlaps_of_equal_and_of_orthogonal_members(tmp_path: Path) -> None:
 def test_the_weights_must_fit_and_nothing_but_a_picture_is_written(
     folders: list[Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="3 members require as many weights, not all 0, not 2"):
+    with pytest.raises(UsageError, match="3 members require as many weights, not 2"):
         inspect(folders, weights=[1, 1])
+    for wrong in ([0, 0, 0], [1, math.nan, 1], [1, math.inf, 1]):
+        with pytest.raises(UsageError, match="Weights must be finite numbers, at least one of them not 0"):
+            inspect(folders, weights=wrong)
     pytest.importorskip("matplotlib")
     inspect(folders).plot(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")

@@ -79,6 +79,17 @@ def test_float32_grams_decline_what_they_cannot_tell() -> None:
     assert truncation(grams(plain, precise=False), plain.columns([1, 1]), 3) is not None
 
 
+@pytest.mark.parametrize("size", [1e-25, 1e-12, 1e12, 1e25])
+def test_squares_outside_float32_are_no_loss(size: float) -> None:
+    item = random_stack([4, 3], 30, 20)
+    scaled = stack_of((item.a[:4], item.b[:, :4] * size), (item.a[4:], item.b[:, 4:] * size))
+    result, expected = truncate(scaled, scaled.columns([1, 1]), 3), truncate(item, item.columns([1, 1]), 3)
+    assert torch.allclose(product(result) / size, product(expected), atol=1e-4)
+    assert result.energy is not None
+    assert expected.energy is not None
+    assert result.energy / size**2 == pytest.approx(expected.energy, rel=1e-5)
+
+
 def test_nearly_equal_members_keep_their_difference() -> None:
     """Two runs from one initialisation: A differs by a thousandth, and their difference is wanted."""
     generator = torch.Generator().manual_seed(3)

@@ -23,7 +23,7 @@ from merging.members import (
     shapes,
 )
 from merging.methods import concatenate
-from tests.merging.adapters import ALL, Q, adapter, deltas
+from tests.merging.adapters import ALL, Q, adapter, deltas, merge
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,10 @@ def test_joined_factors_are_the_weighted_sum_rounded_once(
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
-def test_joined_factors_that_are_not_finite_are_refused_by_name(bad: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_joined_factors_that_are_not_finite_are_refused_by_name(
+    bad: float, dtype: str, tmp_path: Path
+) -> None:
     a = torch.ones(3, 12)
     a[2, 5] = bad
     members = load_members(
@@ -198,7 +201,8 @@ def test_joined_factors_that_are_not_finite_are_refused_by_name(bad: float, tmp_
         ]
     )
     with pytest.raises(MergeError, match=f"broken cannot be merged: {Q} contains NaN"):
-        join_factors(shapes(members)[0], members, (1.0, 1.0), torch.bfloat16)
+        merge(members, "concatenation", tmp_path / "out", dtype=dtype)
+    assert not (tmp_path / "out").exists()
 
 
 def test_factors_that_contradict_are_refused(tmp_path: Path) -> None:

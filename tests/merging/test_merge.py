@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from safetensors.torch import load_file
 
 from catalog.adapters import license_of_merge
 from catalog.errors import LoradexError, MergeError, StorageError, UsageError
-from merging.members import digest_of, factor_names, load_member
+from merging.members import digest_of, factor_names, load_member, shapes, sum_dense
 from merging.methods import METHODS, ModuleWork, Update
 from merging.static import merged_updates, plan
 from tests.merging.adapters import ALL, SHAPES, Q, adapter, deltas, distance, merge, total
@@ -382,3 +384,38 @@ def test_parameters_are_read_from_words_as_from_values() -> None:
     )
     assert METHODS["ties"].options({"density": "0.3"})["density"] == 0.3
     assert type(row.options({"iterations": 20.0})["iterations"]) is int
+
+
+@pytest.mark.parametrize("method", [name for name, row in METHODS.items() if not row.data])
+@pytest.mark.parametrize("size", [1e-30, 1e20, 1e38])
+def test_factors_of_any_size_merge_or_are_refused_in_one_sentence(
+    method: str, size: float, tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    folders = []
+    for number in range(2):
+        a, b = torch.randn(3, 14, generator=generator), torch.randn(10, 3, generator=generator)
+        folders.append(
+            adapter(tmp_path / f"m{number}", modules=[Q], factors={Q: (a, (b * size).clamp(-1e38, 1e38))})
+        )
+    options = {"rank": 2} if METHODS[method].truncates else {}
+    try:
+        report = merge(folders, method, tmp_path / "out", **options)
+    except MergeError as error:
+        if size < 1e38 or not re.search("too large|NaN or infinity", str(error)):
+            raise
+        return
+    made = load_file(report.folder / "adapter_model.safetensors").values()
+    assert all(bool(torch.isfinite(values).all()) for values in made)
+    energy = report.record["totals"]["energy"]
+    assert energy is None or math.isfinite(energy)
+    assert energy is None or size == 1e38 or energy > 0
+
+
+def test_a_dense_sum_that_overflows_is_refused(tmp_path: Path) -> None:
+    folder = adapter(
+        tmp_path / "m", modules=[Q], factors={Q: (torch.ones(3, 14) * 1e30, torch.ones(10, 3) * 1e30)}
+    )
+    member = load_member(folder)
+    with pytest.raises(MergeError, match=f"The sum of the updates of {Q} is too large for float32"):
+        sum_dense(shapes([member])[0], [member], [1.0])

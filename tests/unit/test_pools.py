@@ -184,7 +184,7 @@ def test_what_is_withheld_from_less_is_withheld_from_more() -> None:
 HOSTILE = ("a;touch PWNED #$(id)", "```\nrm -rf x", "a b", "it's", "`id`")
 
 
-@pytest.mark.parametrize("form", ["vllm", "sglang", "gguf", "ollama"])
+@pytest.mark.parametrize("form", ["vllm", "sglang", "gguf", "ollama", "lm-eval"])
 @pytest.mark.parametrize("subfolder", HOSTILE)
 def test_a_hostile_name_is_one_word_of_a_command_and_stays_in_its_block(form: str, subfolder: str) -> None:
     where = Path("nowhere") if form in ("gguf", "ollama") else None
@@ -209,6 +209,9 @@ def test_signs_between_words_of_an_engine_are_not_taken_from_names() -> None:
     vllm, sglang = (json.loads(commands_of(form, "a=b,c")[-1]) for form in ("vllm", "sglang"))
     assert vllm == {"name": folder, "path": f"adapters/{folder}/a=b,c"}
     assert sglang == {"lora_name": folder, "lora_path": f"adapters/{folder}/a=b,c", "pinned": False}
+    harness = commands_of("lm-eval", "a=b,c")
+    arguments = json.loads(harness[harness.index("--model_args") + 1])
+    assert arguments == {"pretrained": "acme/base", "peft": f"adapters/{folder}/a=b,c"}
     assert commands_of("vllm", "a b")[-1] == "ann--one--a b=adapters/ann--one--a b/a b"
     recipe = recipes(pool(member(subfolder="a+b")), "mergekit", Path("nowhere"))["mergekit.yaml"]
     (model,) = [line for line in recipe.splitlines() if "- model:" in line]
