@@ -7,6 +7,7 @@ seconds, wall seconds, and the rise of the resident set above its size before th
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -74,8 +75,10 @@ def build(folder: Path, size: LlamaWidths, seed: int, dtype: str) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
-def ours(folders: Sequence[Path], method: str, out: Path, **settings: Any) -> Callable[[], dict[str, Any]]:
-    """A whole merge, files to file."""
+def ours(
+    folders: Sequence[Path], method: str, out: Path, digest: str | None = "0" * 64, **settings: Any
+) -> Callable[[], dict[str, Any]]:
+    """A whole merge, files to file; with digests that are known, as they are of a pool, or without."""
     # Imports before the clock starts: neither their time nor their memory is the merge's.
     import torch  # noqa: F401
 
@@ -83,8 +86,7 @@ def ours(folders: Sequence[Path], method: str, out: Path, **settings: Any) -> Ca
     from merging.static import carry_out, plan
 
     def work() -> dict[str, Any]:
-        # Digests are known, as they are of a pool: hashing takes a second processor.
-        members = [load_member(folder, digest="0" * 64) for folder in folders]
+        members = [load_member(folder, digest=digest) for folder in folders]
         report = carry_out(plan(members, method, **settings), out, overwrite=True)
         return {"kept": report.energy_share}
 
@@ -111,26 +113,34 @@ def reading(folders: Sequence[Path]) -> Callable[[], dict[str, Any]]:
     return lambda: pass_over(folders, None)
 
 
-def copying(folders: Sequence[Path], out: Path) -> Callable[[], dict[str, Any]]:
-    """The same bytes read and written to one file: what a result of the same size takes at least."""
+def copying(folders: Sequence[Path], out: Path, hashed: bool = False) -> Callable[[], dict[str, Any]]:
+    """The same bytes read and written to one file: what a result of the same size takes at least.
+
+    `hashed` copies take the sha256 of each file on the way.
+    """
+    out.unlink(missing_ok=True)
 
     def work() -> dict[str, Any]:
         with out.open("wb", buffering=0) as file:
-            pass_over(folders, file)
+            pass_over(folders, file, hashed)
             os.fsync(file.fileno())
         return {}
 
     return work
 
 
-def pass_over(folders: Sequence[Path], target: RawIOBase | None) -> dict[str, Any]:
+def pass_over(folders: Sequence[Path], target: RawIOBase | None, hashed: bool = False) -> dict[str, Any]:
     """Reads every file of weights, and writes what it reads where there is a target."""
     buffer = bytearray(1 << 22)
     for folder in folders:
+        digest = hashlib.sha256()
         with (folder / WEIGHTS).open("rb", buffering=0) as file:
             while count := file.readinto(buffer):
+                data = memoryview(buffer)[:count]
+                if hashed:
+                    digest.update(data)
                 if target is not None:
-                    target.write(memoryview(buffer)[:count])
+                    target.write(data)
     return {}
 
 
@@ -172,15 +182,32 @@ def base_model(size: LlamaWidths) -> Any:
     return LlamaForCausalLM(config)
 
 
+def shapes_alone(size: LlamaWidths) -> Any:
+    """A Llama of zeros in bfloat16 whose weights take no memory: PEFT reads their shapes alone."""
+    import torch
+
+    with torch.device("meta"):
+        model = base_model(size)
+    for module in model.modules():
+        for name, values in list(module.named_parameters(recurse=False)):
+            zeros = torch.zeros(1, dtype=torch.bfloat16).expand(values.shape)
+            setattr(module, name, torch.nn.Parameter(zeros, requires_grad=False))
+    return model
+
+
 def by_peft(folders: Sequence[Path], kind: str, size: LlamaWidths) -> Callable[[], dict[str, Any]]:
-    """PEFT's add_weighted_adapter on a random base with the adapters loaded."""
+    """PEFT's add_weighted_adapter on a base with the adapters loaded; nothing is read or written.
+
+    The base is random where it is small, else its shapes alone.
+    """
     import warnings
 
     import torch
     from peft import PeftModel
 
     warnings.simplefilter("ignore")
-    model = PeftModel.from_pretrained(base_model(size), folders[0], adapter_name="m0")
+    base = base_model(size) if size == SMALL else shapes_alone(size)
+    model = PeftModel.from_pretrained(base, folders[0], adapter_name="m0")
     for n, folder in enumerate(folders[1:], 1):
         model.load_adapter(folder, adapter_name=f"m{n}")
 
@@ -316,16 +343,20 @@ def weight_vectors(count: int, size: LlamaWidths) -> Callable[[], dict[str, Any]
 def work_of(arguments: argparse.Namespace, folders: Sequence[Path]) -> Callable[[], dict[str, Any]]:
     """The function that a case measures."""
     place, (case, _, kind) = Path(arguments.place), arguments.case.partition(":")
-    settings = {"rank": RANK} if kind in ("svd", "ties", "tsv-m", "iso-c", "core-ties", "lora-lego") else {}
+    settings: dict[str, Any] = (
+        {"rank": RANK} if kind in ("svd", "ties", "tsv-m", "iso-c", "core-ties", "lora-lego") else {}
+    )
     size = SMALL if arguments.size == "small" else large(arguments.layers)
     return {
         "ours": lambda: ours(folders, kind, place / "out", **settings),
+        "folders": lambda: ours(folders, kind, place / "out", digest=None, **settings),
         "peft": lambda: by_peft(folders, kind, size),
         "mergekit": lambda: by_mergekit(folders, kind, place, size),
         "folded": lambda: fold_average(folders, place, size),
         "memory": lambda: in_memory(folders),
         "read": lambda: reading(folders),
         "copy": lambda: copying(folders, place / "copy"),
+        "hashed-copy": lambda: copying(folders, place / "copy", hashed=True),
         "load": lambda: loading(folders),
         "module": lambda: one_module(arguments.count, kind),
         "weights": lambda: weight_vectors(arguments.count, size),
@@ -348,10 +379,12 @@ def main() -> None:
     shutil.rmtree(place / "out", ignore_errors=True)
     if arguments.cold:
         forget(folders)
-    began, clock = time.process_time(), time.perf_counter()
+    began, clock = os.times(), time.perf_counter()
     facts, peak = peak_during(work)
-    seconds, wall = time.process_time() - began, time.perf_counter() - clock
-    sys.stdout.write(json.dumps({**facts, "seconds": seconds, "wall": wall, "mib": peak / 2**20}) + "\n")
+    ended, wall = os.times(), time.perf_counter() - clock
+    user, system = ended.user - began.user, ended.system - began.system
+    facts |= {"seconds": user + system, "system": system, "wall": wall, "mib": peak / 2**20}
+    sys.stdout.write(json.dumps(facts) + "\n")
 
 
 if __name__ == "__main__":
