@@ -39,7 +39,8 @@ from catalog.index import DEFAULT_MODEL, Embedder, chunks, content_of, load_embe
 from tools.bench.search import Drawn, vocabulary, zipf
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-CONFIG = "c" * 40
+# The name that git gives the configuration {}.
+CONFIG = "9e26dfeeb6e641a33dae4961196235bdb965b21b"
 BASES = ("meta-llama/Llama-3.1-8B-Instruct", "acme/small", "acme/large", "acme/other")
 BASE_SHARES = (0.7, 0.15, 0.1, 0.05)
 LICENSES = ("mit", "apache-2.0", "llama3.1", "cc-by-nc-4.0", None)

@@ -6,6 +6,7 @@ canonical id. Vectors are lists of float32, and other JSON is text.
 
 from __future__ import annotations
 
+import enum
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -79,10 +80,19 @@ class SnapshotTable:
             if column.name not in self.without and (not self.only or column.name in self.only)
         }
 
-    @property
+    @cached_property
     def columns(self) -> dict[str, str]:
         """The kinds of all columns, by name, in order."""
         return {**self.keys, **self.own, **self.added}
+
+    @cached_property
+    def _enums(self) -> dict[str, type[enum.Enum]]:
+        types = {name: self.table.columns[name].type for name in self.own}
+        return {
+            name: kind.enum_class
+            for name, kind in types.items()
+            if isinstance(kind, Enum) and kind.enum_class is not None
+        }
 
     def schema(self) -> pyarrow.Schema:
         """The columns for Arrow."""
@@ -108,10 +118,9 @@ class SnapshotTable:
         """A row of a snapshot as the catalog holds it; raises CatalogError for a value that it cannot."""
         try:
             values = {name: _decode(kind, row[name]) for name, kind in self.columns.items()}
-            for name in self.own:
-                kind = self.table.columns[name].type
-                if isinstance(kind, Enum) and values[name] is not None:
-                    values[name] = kind.enum_class(values[name]) if kind.enum_class else values[name]
+            for name, members in self._enums.items():
+                if values[name] is not None:
+                    values[name] = members(values[name])
         except (ValueError, TypeError, LoradexError) as error:
             raise CatalogError(
                 f"the snapshot's table {self.name} contains an invalid value: {error}"

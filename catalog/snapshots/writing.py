@@ -295,7 +295,9 @@ def _write_adapter(
     at, values = _adapter_key(repository, adapter), _values(adapter)
     front = adapter.card_front if isinstance(adapter.card_front, dict) else {}
     digest = adapter.card_digest or adapter.left_out_card
-    shown = choice.cards and adapter.card_digest is not None and objection(adapter.license, "publish") is None
+    has_card = digest is not None or bool(adapter.card_text)
+    there = choice.cards and has_card and adapter.left_out_card is None
+    shown = there and objection(adapter.license, "publish") is None
     facts = {name: front[name] for name in CARD_FACTS if name in front}
     base = adapter.base_model.canonical if adapter.base_model else None
     own = {"repository": repository.name, "base": base, "card_digest": digest, "card_facts": facts}
@@ -303,9 +305,9 @@ def _write_adapter(
     for position, file in enumerate(adapter.files or ()):
         writers["files"].add({**at, "position": position, "file": file})
     writers["training"].add({**at, "training": adapter.training})
-    if shown or digest is None:
+    if shown or not has_card:
         writers["cards"].add({**at, **{name: values[name] for name in layout.CARDS.own}})
-    digests.cards_left_out += digest is not None and not shown
+    digests.cards_left_out += has_card and not shown
     digests.weights.update(filter(None, [adapter.weights_digest]))
     digests.documents.update(filter(None, [adapter.config_digest, adapter.card_digest if shown else None]))
     digests.bases.update(filter(None, [adapter.base_model_id]))

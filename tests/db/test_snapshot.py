@@ -49,6 +49,7 @@ from tests.db import rows
 from tests.localhub import LocalHub
 from tests.localhub.bodies import Corrupt
 from tests.localhub.faults import Fault
+from tools.generated_catalog import generate
 
 SAMPLE_HUB = Path(__file__).parents[2] / "data" / "sample_hub"
 FILE = {"name": "adapter_model.safetensors", "size": 7, "digest": "d" * 64}
@@ -427,3 +428,18 @@ def test_the_commands_say_what_was_written_and_added(sample_data: Path, tmp_path
     assert "not in the snapshot" in result.stdout
     document = json.loads(CliRunner().invoke(program, [*words, "--json"]).stdout)
     assert (document["repositories_added"], document["repositories_left"]) == (0, 41)
+
+
+def test_a_generated_catalog_returns_but_for_cards_that_no_license_allows(
+    engine: Engine, tmp_path: Path
+) -> None:
+    generate(tmp_path / "data", 30)
+    catalog = loradex.open(tmp_path / "data")
+    report = catalog.export_snapshot(tmp_path / "snapshot")
+    assert (report.tables["cards"], report.left_out["cards"]) == (0, 30)
+    counts = bring(engine, tmp_path / "snapshot")
+    assert (counts.adapters_added, counts.cards_missing) == (30, 30)
+    again = write(engine, tmp_path / "again", SnapshotChoice())
+    # Vectors of cards go with their texts.
+    for name in set(TABLES) - {"bases", "spellings", "notes", "tags", "cards", "embeddings"}:
+        assert table(again, name) == table(tmp_path / "snapshot", name), name
