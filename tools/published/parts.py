@@ -6,7 +6,6 @@ a function of the folder; parts do not depend on one another.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -121,8 +120,10 @@ def relevance(folder: Path) -> list[Row]:
     ]
     for name, gain in gains.items() if tasks else ():
         by_task = np.stack([alone, gain, zero], axis=1)
-        rows.append(_resample("relevance", name, "rank correlation", by_task, _spearman))
-        rows.append(_resample("relevance", name, "rank correlation, base held", by_task, _partial))
+        rows.append(_resample("relevance", name, "rank correlation", by_task, _spearman, at_once=True))
+        rows.append(
+            _resample("relevance", name, "rank correlation, base held", by_task, _partial, at_once=True)
+        )
     upper = alone > _median(alone)
     for name, gain in gains.items():
         rows.append(_mean("relevance", name, "gain, more relevant half", gain[upper]))
@@ -236,13 +237,24 @@ def _by_adapter(values: Floats) -> Floats:
     return means
 
 
-def _resample(part: str, row: str, what: str, data: Floats, measure: Callable[[Floats], float]) -> Row:
-    """A measure of data by task (tasks, ...), and its 95 % percentile interval over tasks drawn again."""
+def _resample(
+    part: str,
+    row: str,
+    what: str,
+    data: Floats,
+    measure: Callable[[Floats], float | Floats],
+    *,
+    at_once: bool = False,
+) -> Row:
+    """A measure of data by task (tasks, ...), and its 95 % percentile interval over tasks drawn again.
+
+    With `at_once` the measure takes the data of all draws, (draws, tasks, ...), and gives one number each.
+    """
     draws = np.random.default_rng(0).integers(len(data), size=(_DRAWS, len(data)))
-    measures = np.array([measure(data[rows]) for rows in draws])
+    measures = np.asarray(measure(data[draws]) if at_once else [measure(data[rows]) for rows in draws])
     measures = measures[~np.isnan(measures)]
     low, high = np.quantile(measures, [0.025, 0.975]) if len(measures) else (np.nan, np.nan)
-    return make_row(part, row, what, measure(data), ends=(float(low), float(high)), tasks=len(data))
+    return make_row(part, row, what, float(measure(data)), ends=(float(low), float(high)), tasks=len(data))
 
 
 def _median(values: Floats) -> float:
@@ -251,28 +263,39 @@ def _median(values: Floats) -> float:
     return float(np.median(numbers)) if len(numbers) else float("nan")
 
 
-def _pearson(pairs: Floats) -> float:
-    """The correlation of the two columns, NaN where one does not vary."""
-    if len(pairs) < 2 or (np.ptp(pairs, axis=0) == 0).any():
-        return float("nan")
-    return float(np.asarray(np.corrcoef(pairs.T))[0, 1])
+def _correlations(columns: Floats) -> Floats:
+    """The correlations (..., k, k) of columns (..., n, k), NaN where one of the columns does not vary."""
+    if columns.shape[-2] < 2:
+        return np.full((*columns.shape[:-2], columns.shape[-1], columns.shape[-1]), np.nan)
+    centred = columns - columns.mean(axis=-2, keepdims=True)
+    products = np.swapaxes(centred, -1, -2) @ centred
+    lengths = np.sqrt(np.diagonal(products, axis1=-2, axis2=-1))
+    varies = (np.ptp(columns, axis=-2) > 0).all(axis=-1)[..., None, None]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        matrix = products / lengths[..., :, None] / lengths[..., None, :]
+    return np.where(varies, np.clip(matrix, -1, 1), np.nan)
 
 
-def _spearman(pairs: Floats) -> float:
-    """The rank correlation of the first two columns."""
+def _pearson(pairs: Floats) -> Floats:
+    """The correlation of the two columns of (..., n, 2), NaN where one does not vary."""
+    return _correlations(pairs)[..., 0, 1]
+
+
+def _spearman(columns: Floats) -> Floats:
+    """The rank correlation of the first two columns of (..., n, k)."""
     from scipy.stats import rankdata
 
-    return _pearson(rankdata(pairs[:, :2], axis=0))
+    return _pearson(rankdata(columns[..., :2], axis=-2))
 
 
-def _partial(columns: Floats) -> float:
-    """The rank correlation of the first two columns with the third held; NaN where it is not defined."""
+def _partial(columns: Floats) -> Floats:
+    """The rank correlation of the first two columns of (..., n, 3) with the third held; NaN if undefined."""
     from scipy.stats import rankdata
 
-    ranks = rankdata(columns, axis=0)
-    if len(ranks) < 2 or (np.ptp(ranks, axis=0) == 0).any():
-        return float("nan")
-    matrix = np.corrcoef(ranks.T)
-    unexplained = (1 - matrix[0, 2] ** 2) * (1 - matrix[1, 2] ** 2)
-    direct = matrix[0, 1] - matrix[0, 2] * matrix[1, 2]
-    return float(direct / math.sqrt(unexplained)) if unexplained > 1e-12 else float("nan")
+    matrix = _correlations(rankdata(columns, axis=-2))
+    first, second = matrix[..., 0, 2], matrix[..., 1, 2]
+    unexplained = (1 - first**2) * (1 - second**2)
+    defined = unexplained > 1e-12
+    return np.where(
+        defined, (matrix[..., 0, 1] - first * second) / np.sqrt(np.where(defined, unexplained, 1)), np.nan
+    )
