@@ -22,6 +22,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from filelock import FileLock
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 
 from catalog.database import TableBase, make_engine, opening
@@ -44,12 +45,13 @@ BACKENDS = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
 
 # The files that take longest, in their order: they come first, so that no worker ends with one of them.
 LONGEST = (
-    *("cli/test_demo.py", "crawl/test_wild.py", "golden/test_golden.py", "crawl/test_run.py"),
-    *("studies/test_run.py", "unit/test_picture.py", "cli/test_pools.py", "merging/test_train.py"),
-    *("tools/test_published.py", "crawl/test_retries.py", "tools/test_tour.py", "db/test_search.py"),
-    *("cli/test_browse.py", "crawl/test_listing_cases.py", "db/test_query.py", "crawl/test_scopes.py"),
-    *("cli/test_blobs.py", "crawl/test_repository_cases.py", "edges/test_01_mixed_spelling.py"),
-    *("crawl/test_localhub.py", "edges/test_30_no_input.py", "crawl/test_same_id.py", "api/test_catalog.py"),
+    *("cli/test_demo.py", "crawl/test_wild.py", "studies/test_run.py", "crawl/test_run.py"),
+    *("golden/test_golden.py", "cli/test_pools.py", "merging/test_train.py", "tools/test_tour.py"),
+    *("unit/test_picture.py", "db/test_snapshot.py", "crawl/test_retries.py", "crawl/test_listing_cases.py"),
+    *("tools/test_published.py", "db/test_search.py", "cli/test_browse.py", "db/test_query.py"),
+    *("crawl/test_scopes.py", "merging/test_dora.py", "cli/test_blobs.py", "crawl/test_repository_cases.py"),
+    *("edges/test_01_mixed_spelling.py", "crawl/test_localhub.py", "edges/test_30_no_input.py"),
+    *("crawl/test_same_id.py", "api/test_catalog.py"),
 )
 # Of each kind of database what the first engine of the program compiles with and into, see `_share_compiled`.
 _compilers: dict[str, tuple[Any, Any]] = {}
@@ -140,18 +142,13 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
 
 
 @pytest.fixture(scope="session")
-def sample_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with the sample Hub crawled into it, weights kept."""
-    import loradex
-    from crawler.localhub import LocalHub
-
-    data = tmp_path_factory.mktemp("sample") / "data"
-    with LocalHub(SAMPLE_HUB) as hub, pytest.MonkeyPatch.context() as environment:
-        environment.setenv("HF_ENDPOINT", hub.url)
-        with loradex.open(data) as catalog:
-            report = catalog.crawl(any_base=True, weights="keep")
-    assert report.status == "complete"
-    return data
+def sample_data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with the sample Hub crawled into it, weights kept: a copy for each worker."""
+    crawled = request.config.stash[_server_folder] / "sample"
+    with FileLock(f"{crawled}.lock"):
+        if not crawled.exists():
+            _crawl_sample(Path(tempfile.mkdtemp(dir=crawled.parent)) / "data").rename(crawled)
+    return Path(shutil.copytree(crawled, tmp_path_factory.mktemp("sample") / "data"))
 
 
 @pytest.fixture(params=BACKENDS)
@@ -295,6 +292,18 @@ class LentDatabase:
         # The next rows come in the order in which they are added.
         _run(self._connection, *(f"VACUUM {table.name}" for table in filled))
         self._connection.execute(RESTARTED_NUMBERS)
+
+
+def _crawl_sample(data: Path) -> Path:
+    import loradex
+    from crawler.localhub import LocalHub
+
+    with LocalHub(SAMPLE_HUB) as hub, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_ENDPOINT", hub.url)
+        with loradex.open(data) as catalog:
+            report = catalog.crawl(any_base=True, weights="keep")
+    assert report.status == "complete"
+    return data
 
 
 def _create_engine(*arguments: Any, **options: Any) -> Engine:
