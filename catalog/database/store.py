@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, exists, func, insert, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from catalog.adapters import (
@@ -32,6 +33,7 @@ from catalog.adapters import (
     table_with,
 )
 from catalog.adapters import BaseSpelling as SpellingRecord
+from catalog.database.columns import TableBase
 from catalog.database.schema import (
     Adapter,
     AdapterReason,
@@ -383,23 +385,25 @@ def _base_model_ids(session: Session, names: Collection[str]) -> dict[str, int]:
     """The ids of base models by canonical name; missing ones are created."""
     statement = select(BaseModelRow.canonical, BaseModelRow.id).where(BaseModelRow.canonical.in_(names))
     ids = dict(session.execute(statement).all()) if names else {}
-    missing = [
-        BaseModelRow(canonical=name, license=license_of_base(name)) for name in sorted({*names} - ids.keys())
-    ]
-    session.add_all(missing)
-    session.flush()
-    return ids | {row.canonical: row.id for row in missing}
+    if missing := sorted({*names} - ids.keys()):
+        insert_new(session, BaseModelRow, [{"canonical": n, "license": license_of_base(n)} for n in missing])
+        ids = dict(session.execute(statement).all())
+    return ids
+
+
+def insert_new(session: Session, row: type[TableBase], values: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows; one whose key is taken stays as it is, also where another session writes it at once."""
+    insert_row = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    if values:
+        session.execute(insert_row(row).on_conflict_do_nothing(), values)
 
 
 def save_documents(session: Session, records: Collection[DocumentRecord]) -> None:
     """Writes small files under their digests; existing ones are kept."""
     contents = {record.digest: record.content for record in records}
     stored_digests = set(session.scalars(select(DocumentRow.digest).where(DocumentRow.digest.in_(contents))))
-    session.add_all(
-        DocumentRow(digest=digest, content=content)
-        for digest, content in contents.items()
-        if digest not in stored_digests
-    )
+    missing = sorted(contents.keys() - stored_digests)
+    insert_new(session, DocumentRow, [{"digest": n, "content": contents[n]} for n in missing])
 
 
 def _save_weights(session: Session, records: Collection[WeightsRecord]) -> None:

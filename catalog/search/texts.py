@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Select, select, true
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from catalog.adapters import adapter_name
@@ -26,6 +25,7 @@ from catalog.database import (
     TextVersion,
     read_token,
     read_versions,
+    store,
 )
 from catalog.errors import ReadOnlyCatalogError
 from catalog.index import (
@@ -136,9 +136,8 @@ def _embed_batch(session: Session, embedder: Embedder, batch: Mapping[str, int])
         {"content": content, "model": embedder.name, "chunk": n, "vector": vector.tobytes()}
         for (content, n, _), vector in zip(places, vectors, strict=True)
     ]
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     # Another process that embeds at the same time writes the same.
-    session.execute(insert(Embedding).on_conflict_do_nothing(), rows)
+    store.insert_new(session, Embedding, rows)
     session.commit()
     return len(rows)
 
