@@ -939,7 +939,7 @@ class Catalog:
         check_choice("verdict", verdict, ("accepted", "any"))
         with reading(self.settings) as session:
             rows = list(likeness.adapters_with_fingerprint(session, refusing(rules), every=verdict == "any"))
-            family_list = families(likeness.with_deltas(session, rows))
+            family_list = families(rows, deltas=likeness.read_deltas(session))
             return Rows(family_rows(family_list, rows), FamilyRow, hidden_notes(session))
 
     @check_arguments

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from sqlalchemy import ColumnElement, and_, delete, exists, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from catalog.adapters import AdapterNotes, adapter_name
 from catalog.database.schema import Adapter, Annotation, AnnotationTag, Repository
@@ -20,9 +20,15 @@ LONGEST_NOTE = 10_000
 
 
 def is_hidden() -> ColumnElement[bool]:
-    """Whether a user hid an adapter, in a statement on Adapter and Repository."""
+    """Whether a user hid an adapter, in a statement on Adapter and Repository.
+
+    The repositories with a hidden mark are found first, once for the statement: they are few.
+    """
+    other = aliased(Repository)
+    hub_ids = select(Annotation.hub_id).where(Annotation.hidden)
+    repositories = select(other.id).where(other.hub_id.in_(hub_ids))
     marked = exists().where(_of_adapter(Annotation), Annotation.hidden)
-    return marked.correlate(Adapter, Repository)
+    return and_(Adapter.repository_id.in_(repositories), marked.correlate(Adapter, Repository))
 
 
 def _of_adapter(table: type[Annotation] | type[AnnotationTag]) -> ColumnElement[bool]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from catalog.adapters import StoredAdapter
 from catalog.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,8 +42,9 @@ class Copy(Protocol):
 
 
 CopyType = TypeVar("CopyType", bound=Copy)
-# The delta vectors of some adapters, None where there is none; of one key there is one vector.
-Deltas = Callable[[Sequence[Any]], Sequence["NDArray[np.float32] | None"]]
+# The delta vectors of some adapters that have one, each with its place among these, in any order; of one key
+# there is one vector.
+Deltas = Callable[[Sequence[Any]], Iterable[tuple[int, "NDArray[np.float32]"]]]
 
 LEVELS: tuple[Level, ...] = ("file", "tensor", "delta")
 _DIGESTS = {"file": "weights_digest", "tensor": "tensor_digest"}
@@ -59,6 +60,8 @@ _MOST_NORMS = 4
 # float64 rows are held at once.
 _STRIP, _TILE = 256, 1 << 18
 _PAIRS = 1024
+# Links that are held at once, or twice those that are needed.
+_MOST_LINKS = 1 << 17
 # The least size of a vector's head, and the part of the cosines that heads may leave; more is multiplied in
 # full.
 _LEAST_HEAD, _FEW = 16, 100
@@ -207,7 +210,9 @@ def _near_places(
     strip, width = rows[start : start + step], max(1, _TILE // step)
     lefts, rights, total = [], [], 0
     for column in range(start, len(rows), width):
-        left, right = np.nonzero(strip @ rows[column : column + width].T >= least)
+        tile = strip @ rows[column : column + width].T >= least
+        # In one dimension, numpy skips what is False.
+        left, right = np.divmod(np.flatnonzero(tile), tile.shape[1])
         left, right = left + start, right + column
         once = left < right
         lefts.append(left[once])
@@ -230,28 +235,17 @@ def _heads(units: NDArray[np.float32], at_least: float) -> NDArray[np.float32]:
     length = max(_LEAST_HEAD, math.ceil(4 * size * (1 - at_least)))
     if length > size // 2:
         return units
-    tail_norms = np.sqrt(np.square(units[:, length:], dtype=np.float64).sum(axis=1, keepdims=True))
-    return np.concatenate([units[:, :length], tail_norms.astype(np.float32)], axis=1)
+    heads = np.empty((len(units), length + 1), dtype=np.float32)
+    heads[:, :length] = units[:, :length]
+    # The rows have length 1, up to rounding.
+    squares = np.square(units[:, :length], dtype=np.float64).sum(axis=1)
+    heads[:, length] = np.sqrt(np.maximum(1 - squares, 0) + rounding(1))
+    return heads
 
 
 def by_name(copies: Iterable[CopyType]) -> list[CopyType]:
     copies_by_name = {copy.adapter: copy for copy in copies}
     return [copies_by_name[name] for name in sorted(copies_by_name)]
-
-
-def unit_vectors(rows: Sequence[StoredAdapter]) -> dict[int, NDArray[np.float32]]:
-    """The normalised updates by node, of those that can be compared: with a base, finite and not zero."""
-    import numpy as np
-
-    units = {}
-    for node, row in enumerate(rows):
-        # Modules of two base models have the same names and other meanings; an unknown base may be any.
-        if row.base is not None and row.delta is not None:
-            delta = np.asarray(row.delta, dtype=np.float64)
-            length = np.linalg.norm(delta)
-            if np.isfinite(length) and length > 0:
-                units[node] = (delta / length).astype(np.float32)
-    return units
 
 
 def group_nodes(nodes: Iterable[int], by: Callable[[int], object]) -> list[list[int]]:
@@ -261,19 +255,27 @@ def group_nodes(nodes: Iterable[int], by: Callable[[int], object]) -> list[list[
     return list(groups.values())
 
 
-def links_above(
-    units: Mapping[int, NDArray[np.float32]], nodes: Sequence[int], at_least: float
-) -> Iterator[Link]:
-    """The links between these nodes from a cosine of their sketches on."""
-    import numpy as np
-
-    stacked = np.stack([units[node] for node in nodes])
-    for left, right, cosine in near_pairs(stacked, at_least):
-        yield Link(nodes[left], nodes[right], cosine)
-
-
 def strongest_first(link: Link) -> tuple[float, int, int]:
     return -link.cosine, link.left, link.right
+
+
+def strongest_forest(links: Iterable[Link], parents: Sequence[int]) -> list[Link]:
+    """Of these links those that join parts, strongest first: a spanning forest, in memory of the number of
+    nodes and not of links.
+    """
+    kept: list[Link] = []
+    most = _MOST_LINKS
+    for link in links:
+        kept.append(link)
+        if len(kept) > most:
+            kept = _forest(kept, parents)
+            most = max(_MOST_LINKS, 2 * len(kept))
+    return _forest(kept, parents)
+
+
+def _forest(links: Iterable[Link], parents: Sequence[int]) -> list[Link]:
+    joined = list(parents)
+    return [link for link in sorted(links, key=strongest_first) if join(joined, link.left, link.right)]
 
 
 def root(parents: list[int], node: int) -> int:
@@ -322,20 +324,21 @@ def _join_alike(
             first.setdefault((row.base, root(parents, node), row.key or row.adapter), node)
     candidates: list[Link] = []
     for nodes in group_nodes(sorted(first.values()), lambda node: rows[node].base):
-        measured, units = _unit_rows(rows, nodes, deltas or (lambda part: list(map(_own_delta, part))))
+        measured, units = unit_rows(rows, nodes, deltas or own_deltas)
         exactly = [n for n, node in enumerate(measured) if kept is None or rows[node].weights_digest in kept]
-        if exact is None or not exactly:
-            pairs = list(near_pairs(units, SAME_SKETCH))
-        elif len(exactly) == len(measured):
-            pairs = list(near_pairs(units, CANDIDATE))
-        else:
-            # Below the bound of sketches, only pairs that can be compared exactly count.
-            near = (
-                (exactly[left], exactly[right], cosine)
-                for left, right, cosine in near_pairs(units[exactly], CANDIDATE)
+        if exact is None:
+            exactly = []
+        every, of_kept = range(len(measured)), set(map(measured.__getitem__, exactly))
+        if len(exactly) < len(measured):
+            # Sketches decide alone between these: whatever lies between, they are joined strongest first.
+            surely = (
+                link
+                for link in links_above(units, measured, every, SAME_SKETCH)
+                if link.left not in of_kept or link.right not in of_kept
             )
-            pairs = sorted({*near_pairs(units, SAME_SKETCH), *near})
-        candidates += [Link(measured[left], measured[right], cosine) for left, right, cosine in pairs]
+            candidates += strongest_forest(surely, parents)
+        # Below the bound of sketches, only pairs that can be compared exactly count.
+        candidates += links_above(units, measured, exactly, CANDIDATE)
     links = []
     for link in sorted(candidates, key=strongest_first):
         if root(parents, link.left) != root(parents, link.right):
@@ -348,12 +351,27 @@ def _join_alike(
     return links
 
 
+def links_above(
+    units: NDArray[np.float32], nodes: Sequence[int], places: Sequence[int], at_least: float
+) -> Iterator[Link]:
+    """The links between the nodes at some places from a cosine of their sketches on."""
+    chosen = units if len(places) == len(units) else units[list(places)]
+    for left, right, cosine in near_pairs(chosen, at_least) if len(places) > 1 else ():
+        yield Link(nodes[places[left]], nodes[places[right]], cosine)
+
+
 def _own_delta(row: Any) -> NDArray[np.float32] | None:
     delta: NDArray[np.float32] | None = row.delta
     return delta
 
 
-def _unit_rows(
+def own_deltas(rows: Sequence[Any]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """The delta vectors that the rows have themselves."""
+    deltas = ((place, _own_delta(row)) for place, row in enumerate(rows))
+    return ((place, delta) for place, delta in deltas if delta is not None)
+
+
+def unit_rows(
     rows: Sequence[Copy], nodes: Sequence[int], deltas: Deltas
 ) -> tuple[list[int], NDArray[np.float32]]:
     """Those of these nodes whose update can be compared, finite and not zero, and the normalised updates
@@ -361,24 +379,21 @@ def _unit_rows(
     """
     import numpy as np
 
-    measured: list[int] = []
+    usable = np.zeros(len(nodes), dtype=np.bool_)
     units = np.empty((0, 0), dtype=np.float32)
-    for start in range(0, len(nodes), _PAIRS):
-        block = nodes[start : start + _PAIRS]
-        vectors = zip(block, deltas([rows[node] for node in block]), strict=True)
-        there = [(node, vector) for node, vector in vectors if vector is not None]
-        if not there:
-            continue
-        values = np.array([vector for _, vector in there], dtype=np.float64)
+    vectors = iter(deltas([rows[node] for node in nodes]))
+    while batch := list(islice(vectors, _PAIRS)):
+        values = np.stack([vector for _, vector in batch]).astype(np.float64)
         # One product a row, as `numpy.linalg.norm` works it out.
         lengths = np.sqrt(np.array([row.dot(row) for row in values]))
-        usable = np.isfinite(lengths) & (lengths > 0)
+        can_be_compared = np.isfinite(lengths) & (lengths > 0)
         if not len(units):
             units = np.empty((len(nodes), values.shape[1]), dtype=np.float32)
-        end = len(measured) + int(usable.sum())
-        units[len(measured) : end] = values[usable] / lengths[usable, None]
-        measured += [node for (node, _), is_usable in zip(there, usable.tolist(), strict=True) if is_usable]
-    return measured, units[: len(measured)]
+        places = np.array([place for place, _ in batch])[can_be_compared]
+        units[places] = values[can_be_compared] / lengths[can_be_compared, None]
+        usable[places] = True
+    measured = [node for node, is_usable in zip(nodes, usable.tolist(), strict=True) if is_usable]
+    return measured, units if usable.all() or not len(units) else units[usable]
 
 
 def _group(

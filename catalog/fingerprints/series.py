@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from catalog.adapters import StoredAdapter
 from catalog.fingerprints.copies import (
+    Deltas,
     Link,
     all_roots,
     by_name,
@@ -21,10 +23,11 @@ from catalog.fingerprints.copies import (
     join,
     join_equal,
     links_above,
+    own_deltas,
     parts,
     root,
-    strongest_first,
-    unit_vectors,
+    strongest_forest,
+    unit_rows,
 )
 
 if TYPE_CHECKING:
@@ -52,31 +55,57 @@ class Family:
     why: str
 
 
-def families(copies: Iterable[StoredAdapter]) -> list[Family]:
+def families(copies: Iterable[StoredAdapter], *, deltas: Deltas = own_deltas) -> list[Family]:
     """The families of two and more adapters, sorted by name; every adapter is in at most one.
 
     Joined are the adapters of one repository (checkpoints, folders); an owner's repositories whose names are
     equal by `series_name`, three at least, or two with updates whose sketches have a cosine of 0.5; and
     adapters of one owner whose sketches have a cosine of 0.9 (continued training). Updates are compared as in
     `duplicates`, within one known base model. Links chain. A family is named by the series with most of its
-    members, else by its first repository.
+    members, else by its first repository. `deltas` reads the vectors, by default those that the rows have.
     """
     rows = by_name(copies)
-    units = unit_vectors(rows)
+    units = _units(rows, deltas)
     parents = list(range(len(rows)))
     join_equal(parents, [row.repository for row in rows])
     series = _join_series(rows, units, parents)
-    near = [
+    near = (
         link
-        for nodes in group_nodes(units, lambda node: (rows[node].owner, rows[node].base))
-        for link in links_above(units, nodes, CONTINUED)
+        for nodes in group_nodes(units.places, lambda node: (rows[node].owner, rows[node].base))
+        for link in units.links(nodes, CONTINUED)
         if root(parents, link.left) != root(parents, link.right)
-    ]
-    continued = [link for link in sorted(near, key=strongest_first) if join(parents, link.left, link.right)]
+    )
+    continued = strongest_forest(near, parents)
+    for link in continued:
+        join(parents, link.left, link.right)
     roots = all_roots(parents)
     own = by_root(continued, roots)
     result = [_family(rows, nodes, series, own.get(nodes[0], ())) for nodes in parts(roots)]
     return sorted(result, key=lambda family: family.name)
+
+
+@dataclass(frozen=True)
+class _Units:
+    """The normalised updates (nodes, size) of the nodes that can be compared with others of their owner, and
+    the place of each.
+    """
+
+    places: Mapping[int, int]
+    rows: NDArray[np.float32]
+
+    def links(self, nodes: Sequence[int], at_least: float) -> Iterator[Link]:
+        """The links between some of these nodes from a cosine of their sketches on."""
+        return links_above(
+            self.rows[[self.places[node] for node in nodes]], nodes, range(len(nodes)), at_least
+        )
+
+
+def _units(rows: Sequence[StoredAdapter], deltas: Deltas) -> _Units:
+    # Modules of two base models have the same names and other meanings; an unknown base may be any.
+    known = (node for node, row in enumerate(rows) if row.base is not None)
+    groups = group_nodes(known, lambda node: (rows[node].owner, rows[node].base))
+    measured, units = unit_rows(rows, sorted(chain(*(group for group in groups if len(group) > 1))), deltas)
+    return _Units({node: place for place, node in enumerate(measured)}, units)
 
 
 def series_name(name: str) -> str:
@@ -84,9 +113,7 @@ def series_name(name: str) -> str:
     return _CHANGING.sub("#", name)
 
 
-def _join_series(
-    rows: Sequence[StoredAdapter], units: Mapping[int, NDArray[np.float32]], parents: list[int]
-) -> dict[int, str]:
+def _join_series(rows: Sequence[StoredAdapter], units: _Units, parents: list[int]) -> dict[int, str]:
     """Joins the series of each owner; gives the name of its series for each node that is in one."""
     series: dict[int, str] = {}
     names = [series_name(row.repository.rpartition("/")[2]) for row in rows]
@@ -99,14 +126,12 @@ def _join_series(
     return series
 
 
-def _is_series(
-    rows: Sequence[StoredAdapter], units: Mapping[int, NDArray[np.float32]], nodes: Sequence[int]
-) -> bool:
+def _is_series(rows: Sequence[StoredAdapter], units: _Units, nodes: Sequence[int]) -> bool:
     """Whether updates in two of the repositories have the cosine of a series."""
     return any(
         rows[link.left].repository != rows[link.right].repository
-        for group in group_nodes((node for node in nodes if node in units), lambda node: rows[node].base)
-        for link in links_above(units, group, SERIES)
+        for group in group_nodes(filter(units.places.__contains__, nodes), lambda node: rows[node].base)
+        for link in units.links(group, SERIES)
     )
 
 

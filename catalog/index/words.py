@@ -44,6 +44,8 @@ _NO_MARKS = dict.fromkeys(map(ord, _MARKS), " ")
 _INSERT = f"INSERT INTO texts(rowid, {', '.join(COLUMNS)}) VALUES (?{', ?' * len(COLUMNS)})"  # noqa: S608
 # At most this many adapters are scored for a search: 5,000, or a fifth of a larger catalog.
 LEAST_SCORED, _PART_SCORED = 5000, 5
+# The head of a ranking whose names are read, so that ties are broken by them.
+_HEAD = 1000
 # Of a file with more changed texts than this part, all are read again.
 _PART_CHANGED = 2
 _BUSY_SECONDS = 30
@@ -198,11 +200,22 @@ class WordIndex:
             return []
         # The + keeps SQLite from asking FTS5 for one adapter after the other.
         only = "AND +texts.rowid IN (SELECT value FROM json_each(?))" if among is not None else ""
+        allowed = (json.dumps(list(among)),) if among is not None else ()
+        columns = "SELECT texts.rowid, -bm25(texts) AS score FROM texts"
+        if 2 * k <= _HEAD:
+            # A few more are seldom equal to the last one; names are then read of these alone.
+            head = f"{columns} WHERE texts MATCH ? {only} ORDER BY score DESC LIMIT ?"
+            rows = self._rows(head, match, *allowed, _HEAD)
+            if len(rows) < _HEAD or rows[k - 1][1] != rows[-1][1]:
+                least = rows[min(k, len(rows)) - 1][1] if rows else 0.0
+                hits = [WordHit(key, score) for key, score in rows if score >= least]
+                names = self.names([hit.id for hit in hits])
+                return sorted(hits, key=lambda hit: (-hit.score, names[hit.id]))[:k]
         rows = self._rows(
-            "SELECT texts.rowid, -bm25(texts) AS score FROM texts JOIN source ON source.id = texts.rowid "  # noqa: S608
-            f"WHERE texts MATCH ? {only} ORDER BY score DESC, source.adapter LIMIT ?",
+            f"{columns} JOIN source ON source.id = texts.rowid WHERE texts MATCH ? {only} "
+            "ORDER BY score DESC, source.adapter LIMIT ?",
             match,
-            *((json.dumps(list(among)),) if among is not None else ()),
+            *allowed,
             k,
         )
         return [WordHit(key, score) for key, score in rows]

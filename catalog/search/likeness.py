@@ -310,20 +310,21 @@ def kept_files(
     return (path, parse_config(content)) if content is not None else None
 
 
-def with_deltas(session: Session, rows: Sequence[StoredAdapter]) -> list[StoredAdapter]:
-    """These adapters with their delta vectors, if they have one."""
-    vectors = Fingerprints(session, "delta").by_key(sorted({row.key for row in rows}))
-    return [row if row.key not in vectors else row.with_delta(vectors[row.key]) for row in rows]
-
-
-def read_deltas(session: Session) -> Callable[[Sequence[Measured]], list[NDArray[np.float32] | None]]:
-    """A function that reads the delta vectors of some adapters, None for those without a fingerprint."""
+def read_deltas(
+    session: Session,
+) -> Callable[[Sequence[Measured]], Iterator[tuple[int, NDArray[np.float32]]]]:
+    """A function that reads the delta vectors of those of some adapters that have one, each with its place
+    among these, in any order.
+    """
     source = Fingerprints(session, "delta")
 
-    def deltas(rows: Sequence[Measured]) -> list[NDArray[np.float32] | None]:
-        keys = [row.key for row in rows]
-        vectors = source.by_key(sorted(set(keys)))
-        return [vectors.get(key) for key in keys]
+    def deltas(rows: Sequence[Measured]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        places: dict[str, list[int]] = {}
+        for place, row in enumerate(rows):
+            places.setdefault(row.key, []).append(place)
+        for key, vector in source.stored(places.keys()):
+            for place in places[key]:
+                yield place, vector
 
     return deltas
 

@@ -160,10 +160,13 @@ def search(
     weights: SearchWeights = EVEN,
     among: Container[int] | None = None,
     most: int | None = None,
+    joined: int | None = None,
 ) -> Found:
     """The k adapters that match a text best by words and by meaning, among those that match the filter.
 
-    Of these k, with `among`, the ones with such a row, and at most `most` of them.
+    With `among` only those with such a row, and at most `most` of them. With `joined` only so many of the
+    best of each ranking have a score; adapters that are among neither come after them, by their ranks, with
+    a score of 0. Up to `joined` hits are then found without ranking the rest.
 
     `refusing` decides the verdict that the filter may use; without a filter all adapters are searched. Equal
     scores share a rank in each ranking; of equal sums those that words found come first, then names decide.
@@ -177,22 +180,31 @@ def search(
     if not texts.words.size:
         return Found((), ("The catalog contains no adapters to search.",))
     depth = max(DEPTH, 2 * k)
+    joined = depth if joined is None else min(depth, joined)
+    if most is not None and most <= joined:
+        depth = joined
     query = without_hidden(session, query)
     heads = _heads(session, texts, text, depth, query, refusing, weights)
     if heads is None:
         return Found((), ("No adapter matches the filter.",))
-    ranks, near = _word_ranks(heads.words[:depth]), _near_ranks(heads, depth)
-    scores = {
-        key: (weights.words / (FUSION + ranks[key]) if key in ranks else 0.0)
-        + (weights.meaning / (FUSION + near[key].rank) if key in near else 0.0)
-        for key in {**ranks, **near}
-    }
+    ranks, near = _word_ranks(heads.words[:joined]), _near_ranks(heads, joined)
+    scores, later = _sum_ranks(ranks, near, weights), dict[int, float]()
+    if joined < depth:
+        all_ranks, all_near = _word_ranks(heads.words[:depth]), _near_ranks(heads, depth)
+        later = {
+            key: score for key, score in _sum_ranks(all_ranks, all_near, weights).items() if key not in scores
+        }
+        ranks |= {key: all_ranks[key] for key in later if key in all_ranks}
+        near |= {key: all_near[key] for key in later if key in all_near}
     # For equal sums, a matching word counts more than a near vector.
-    names = texts.words.names(scores)
-    best = sorted(scores, key=lambda key: (-scores[key], key not in ranks, names[key], key))[:k]
-    best = [key for key in best if among is None or key in among][:most]
+    names = texts.words.names({**scores, **later})
+    best = [
+        *sorted(scores, key=lambda key: (-scores[key], key not in ranks, names[key], key)),
+        *sorted(later, key=lambda key: (-later[key], key not in ranks, names[key], key)),
+    ]
+    best = [key for key in best if among is None or key in among][:k][:most]
     words = texts.words.where(text, [key for key in best if key in ranks])
-    hits = _hits(session, names, {key: scores[key] for key in best}, words, near)
+    hits = _hits(session, names, {key: scores.get(key, 0.0) for key in best}, words, near)
     return Found(
         hits,
         (
@@ -200,6 +212,17 @@ def search(
             *(() if hits else ("No adapter contains any of these words, and no card is similar to them.",)),
         ),
     )
+
+
+def _sum_ranks(
+    ranks: Mapping[int, int], near: Mapping[int, _Near], weights: SearchWeights
+) -> dict[int, float]:
+    """The score of each adapter of two rankings."""
+    return {
+        key: (weights.words / (FUSION + ranks[key]) if key in ranks else 0.0)
+        + (weights.meaning / (FUSION + near[key].rank) if key in near else 0.0)
+        for key in {**ranks, **near}
+    }
 
 
 @dataclass(frozen=True)
@@ -244,7 +267,8 @@ def _heads(
     if query is None:
         return heads(depth, None)
     ahead = depth
-    while (ahead := _AHEAD * ahead) <= _MOST_AHEAD and texts.words.size > LEAST_SCORED:
+    while ahead < _MOST_AHEAD and texts.words.size > LEAST_SCORED:
+        ahead = min(_AHEAD * ahead, _MOST_AHEAD)
         head = heads(ahead, None)
         ids = {hit.id for hit in head.words}.union(*(head.adapters[key] for key in head.cards))
         left = head.among(_matching_ids(session, query, refusing, ids))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sqlalchemy import ColumnElement, exists, select
+from sqlalchemy import ColumnElement, exists, func, select
 from sqlalchemy.orm import Session
 
 from catalog.adapters import vector_key
@@ -42,6 +42,8 @@ SPACES: dict[Kind, Space] = {
     "output": Space("output", str(FINGERPRINT_VERSION), OUTPUT_SIZE),
 }
 _BLOCK = 500
+# Up to this part of all vectors is looked up by key.
+_SPARSE = 4
 _COLUMNS = {"delta": FingerprintRow.delta, "output": FingerprintRow.output}
 
 
@@ -59,6 +61,25 @@ class Fingerprints:
             block = keys[start : start + _BLOCK]
             vectors_by_key = self.by_key(block)
             yield np.stack([vectors_by_key[key] for key in block])
+
+    def stored(self, keys: Collection[str]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """The vectors of these keys that the catalog holds, with their keys, in any order.
+
+        Where they are most of all, the table is read as it lies on the disk.
+        """
+        import numpy as np
+
+        count = self._session.scalar(select(func.count()).select_from(FingerprintRow)) or 0
+        if len(keys) * _SPARSE < count:
+            names = list(keys)
+            for start in range(0, len(names), _BLOCK):
+                yield from self.by_key(names[start : start + _BLOCK]).items()
+            return
+        query = select(FingerprintRow.weights_digest, FingerprintRow.scaling_pattern, self._column)
+        query = query.where(FingerprintRow.version == FINGERPRINT_VERSION)
+        for digest, pattern, blob in self._session.execute(query.execution_options(yield_per=_BLOCK)):
+            if (key := vector_key(digest, pattern)) in keys:
+                yield key, np.frombuffer(blob, dtype="<f4")
 
     def by_key(self, keys: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """The vectors of these keys that the catalog holds."""

@@ -62,7 +62,8 @@ def select(question: Question, sources: Sources, *, controls: bool = False) -> S
     strategy = _check_question(question)
     where = parse(question.where, engines=sources.engines) if question.where else None
     candidate_rows = candidates(sources.session, sources.refusing, question.base, where, question.without)
-    named_rows = [row for row in candidate_rows if row.adapter in question.adapters]
+    named = set(question.adapters)
+    named_rows = [row for row in candidate_rows if row.adapter in named] if named else []
     counted = (row.base for row in named_rows or candidate_rows)
     base = likeness.usual_base(counted) if question.base is None else question.base
     candidate_rows = [row for row in candidate_rows if base is None or row.base == base]
@@ -156,7 +157,7 @@ def _limits(question: Question, rows: Sequence[CandidateRow], sources: Sources) 
         measured_rows = list(
             likeness.adapters_with_fingerprint(sources.session, sources.refusing, rows[0].base)
         )
-        family_list = families(likeness.with_deltas(sources.session, measured_rows))
+        family_list = families(measured_rows, deltas=likeness.read_deltas(sources.session))
         members = {name: family.name for family in family_list for name in family.members}
     return PoolLimits(
         question.count, question.per_owner, question.per_family, question.parameters, groups, members

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+# The best of each ranking of texts that are joined.
+_JOINED = 5000
 # The minimum number of adapters that are compared exactly, if requested.
 SHORTLIST = 20
 
@@ -149,6 +151,7 @@ def _text_head(
             refusing=sources.refusing,
             among=by_id,
             most=count,
+            joined=_JOINED,
         )
     return [Ranked(by_id[hit.id], hit.score, hit.why) for hit in found.hits]
 

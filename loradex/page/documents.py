@@ -411,8 +411,9 @@ class Documents:
                 kept={blob.sha256 for blob in blobs.blobs()},
             )
             groups = group_rows(found, rows)
-            measured = likeness.with_deltas(session, self.measured_rows(session))
-            series = family_rows(families(measured), measured)
+            measured = self.measured_rows(session)
+            found_families = families(measured, deltas=likeness.read_deltas(session))
+            series = family_rows(found_families, measured)
         marks = ("skipped", "partial")
         return encode_json(
             {

@@ -17,7 +17,7 @@ from catalog.fingerprints import DELTA_SIZE
 from catalog.index import VectorSource, check_index, open_index
 from catalog.index.vectors import Space
 from catalog.search.texts import CardVectors
-from catalog.search.vectors import BaseFingerprints, base_space
+from catalog.search.vectors import BaseFingerprints, Fingerprints, base_space
 from tools.bench.search import Drawn
 from tools.generated_catalog import BASES, fill
 
@@ -129,6 +129,18 @@ def test_an_index_follows_every_change_and_reads_little_else(engine: Engine, tmp
         assert check(engine, tmp_path / "index", tmp_path / "fresh", held), name
     write(engine, ["UPDATE base_model SET canonical = 'x/y' WHERE id = 1"])
     check(engine, tmp_path / "index", tmp_path / "fresh", {})
+
+
+def test_vectors_are_the_same_by_key_and_in_the_order_of_the_table(engine: Engine) -> None:
+    fill(engine, 60, Drawn())
+    with Session(engine) as session:
+        source = Fingerprints(session, "delta")
+        keys = BaseFingerprints(session, "delta", BASES[0]).keys()
+        for some in (keys, keys[::12], [*keys[:20], "0" * 64], []):
+            expected = source.by_key(some)
+            found = dict(source.stored(some))
+            assert found.keys() == expected.keys()
+            assert all(np.array_equal(found[key], expected[key]) for key in found)
 
 
 def test_a_restored_backup_in_which_a_key_got_other_vectors_is_noticed(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from catalog.database import Adapter, AdapterReason, BaseModelRow, Embedding, Re
 from catalog.errors import CatalogError, UsageError
 from catalog.index.encoder import MOST_CHUNKS, chunks, content_of
 from catalog.query import parse
-from catalog.search.ranking import DEPTH, Found, SearchWeights, open_texts, query_vector, search
+from catalog.search.ranking import DEPTH, Found, SearchHit, SearchWeights, open_texts, query_vector, search
 from catalog.search.texts import EmbedCounts, embed_cards
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -407,6 +407,36 @@ def card(number: int) -> str:
     """One of 300 cards that say "emotion" more or less often."""
     kind = number * 7 % 300
     return f"Card {kind} " + "emotion " * (1 + kind % 6) + f"word{kind} " * (kind % 11) + ALSO
+
+
+def test_the_head_of_a_ranking_is_that_of_the_whole(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("catalog.search.ranking.DEPTH", 5)
+    words = ["emotion", "mood", "database", "verse", "paper", "river"]
+    generator = np.random.default_rng(4)
+    with Session(engine) as session:
+        for number in range(40):
+            card = " ".join(words[n] for n in generator.choice(len(words), size=3)) + ALSO
+            add(session, f"jo/{generator.integers(10**6):06}-{number}", card, rank=8 * (1 + number % 2))
+        session.commit()
+        embed_cards(session, Thesaurus())
+        ids = set(session.scalars(select(Adapter.id).where(Adapter.rank == 8)))
+        for among in (None, ids):
+
+            def ask(among: set[int] | None = among, **arguments: Any) -> tuple[SearchHit, ...]:
+                return found(session, tmp_path, "emotion river", 40, among=among, **arguments).hits
+
+            every, whole = ask(), ask(joined=9)
+            assert ask(joined=1000) == every
+            assert {hit.id for hit in whole} == {hit.id for hit in every}
+            scored = tuple(hit for hit in whole if hit.score)
+            assert 0 < len(scored) < len(whole)
+            assert scored == whole[: len(scored)]
+            for most in (1, 4, 9):
+                assert ask(joined=9, most=most) == scored[:most]
+            # More are asked for than are joined: the rest is ranked too.
+            assert ask(joined=9, most=15) == whole[:15]
 
 
 def test_more_than_the_depth_of_chunks_of_one_card_hide_nobody(engine: Engine, tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tracemalloc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -292,6 +293,34 @@ def test_the_order_of_the_rows_does_not_matter(seed: int, random: Any) -> None:
     assert representatives(mixed) == representatives(rows)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.randoms())
+def test_vectors_are_read_in_any_order_and_few_links_are_held(seed: int, random: Any) -> None:
+    rows = random_copies(seed)
+    deltas = {row.adapter: row.delta for row in rows if row.delta is not None}
+
+    def read(part: Sequence[Any]) -> list[tuple[int, Any]]:
+        places = [n for n, row in enumerate(part) if row.adapter in deltas]
+        return [(n, deltas[part[n].adapter]) for n in random.sample(places, len(places))]
+
+    plain = [replace(row, delta=None) for row in rows]
+    expected = duplicates(rows), families(rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("catalog.fingerprints.copies._MOST_LINKS", 2)
+        assert (duplicates(plain, deltas=read), families(plain, deltas=read)) == expected
+
+
+def test_many_copies_of_one_update_take_memory_of_their_number() -> None:
+    """All pairs of 700 are 244,650 links."""
+    copies = [copy(f"o/{n:03}", at(1), weights_digest=f"f{n}") for n in range(700)]
+    tracemalloc.start()
+    groups, found = duplicates(copies), families(copies)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [len(group.members) for group in groups] == [len(family.members) for family in found] == [700]
+    assert peak < 40 * 2**20
+
+
 def test_exact_values_of_kept_files_and_read_vectors_give_the_same_groups() -> None:
     """Between the bounds of sketches and of candidates only pairs of kept files can be joined."""
     rows = [
@@ -307,7 +336,7 @@ def test_exact_values_of_kept_files_and_read_vectors_give_the_same_groups() -> N
 
         groups.append(duplicates(rows, exact=exact))
         plain = [replace(row, delta=None) for row in rows]
-        read = lambda part: [deltas[row.adapter] for row in part]  # noqa: E731
+        read = lambda part: [(n, deltas[row.adapter]) for n, row in enumerate(part)][::-1]  # noqa: E731
         assert duplicates(plain, exact=exact, deltas=read, kept=kept) == groups[-1]
     assert len({str(found) for found in groups}) == len(groups)
 

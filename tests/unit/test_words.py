@@ -192,6 +192,24 @@ def test_ties_are_in_the_order_of_names_and_k_cuts(tmp_path: Path) -> None:
             index.search("same", 0)
 
 
+@pytest.mark.parametrize("head", [2, 8, 40, 1000])
+def test_a_tie_at_the_end_of_the_head_is_broken_by_names(
+    head: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Three scores, by the length of the card, of thirty adapters each.
+    cards = ["same" + " filler" * (n % 3) for n in range(90)]
+    named = [f"a/{n * 37 % 90:02}" for n in range(90)]
+    source = Source(*(text(n, named[n], cards[n]) for n in range(90)))
+    order = [name for _, name in sorted((n % 3, named[n]) for n in range(90))]
+    monkeypatch.setattr("catalog.index.words._HEAD", head)
+    with closing(open_words(tmp_path, source)) as index:
+        for k in (1, 4, 29, 30, 31, 89, 90, 200):
+            assert names(index, source, "same", k) == order[:k]
+        among = set(range(0, 90, 2))
+        kept = [name for name in order if named.index(name) in among]
+        assert names(index, source, "same", 20, among=among) == kept[:20]
+
+
 def test_it_says_which_words_stand_where(tmp_path: Path) -> None:
     card = "Emotions of tweets, tweeted. " + "Filler. " * 50
     source = Source(text(1, "jo/TweetEmotion", card, "emotion", "tweet_eval"), text(2, "jo/x", "tweet"))
