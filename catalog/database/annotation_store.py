@@ -17,6 +17,7 @@ from catalog.files import UNSTORABLE
 
 LONGEST_TAG = 100
 LONGEST_NOTE = 10_000
+_BLOCK = 5000
 
 
 def is_hidden() -> ColumnElement[bool]:
@@ -71,9 +72,15 @@ def all_notes(session: Session) -> list[AdapterNotes]:
     for row in session.scalars(select(AnnotationTag).order_by(AnnotationTag.tag)):
         tags.setdefault((row.hub_id, row.subfolder), []).append(row.tag)
     marks = {(row.hub_id, row.subfolder): row for row in session.scalars(select(Annotation))}
-    names: dict[str, str] = dict(session.execute(select(Repository.hub_id, Repository.name)).all())
+    keys = {*tags, *marks}
+    names: dict[str, str] = {}
+    hub_ids = sorted({hub_id for hub_id, _ in keys})
+    for start in range(0, len(hub_ids), _BLOCK):
+        block = Repository.hub_id.in_(hub_ids[start : start + _BLOCK])
+        named = select(Repository.hub_id, Repository.name).where(block)
+        names |= dict(session.execute(named).all())
     rows = []
-    for key in {*tags, *marks}:
+    for key in keys:
         name, mark = names.get(key[0]), marks.get(key)
         rows.append(
             AdapterNotes(

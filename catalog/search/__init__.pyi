@@ -1,7 +1,7 @@
 from . import browse, likeness, listing, nearest, table
 from .likeness import CopyRow
 from .listing import matching_ids
-from .nearest import Neighbour, Subject, downhill, neighbours, sketch_cosine
+from .nearest import Neighbour, NeighbourSearch, Subject, downhill, neighbours, sketch_cosine
 from .news import CHANGES, CatalogChange, changes
 from .ranking import SearchHit, SearchWeights, open_texts, search
 from .rows import BY_NAME, COLUMNS, from_current, from_visible, hidden_notes
@@ -19,6 +19,7 @@ __all__ = [
     "CopyRow",
     "Fingerprints",
     "Neighbour",
+    "NeighbourSearch",
     "SearchHit",
     "SearchWeights",
     "Subject",

@@ -38,6 +38,8 @@ MOST_EXACT = 200
 # How many more of the nearest are looked at than are asked for, at least and at most: others are no
 # candidates.
 _AHEAD, _LEAST_AHEAD, _MOST_AHEAD = 8, 64, 20_000
+# Vectors that a search keeps, of some kilobytes each.
+_MOST_VECTORS = 20_000
 # Cosines that differ by less are equal, up to rounding.
 _NO_SPREAD = 1e-12
 
@@ -131,83 +133,120 @@ def neighbours(
     With `exact`, the sketch's best (four times as many, 50 to 200) are compared by the trace identity, as far
     as their files are kept, and ranked by that. Raises NotFoundError if there is no adapter to compare with.
     """
-    candidate_count = min(max(4 * count, 50), MOST_EXACT) if exact else count
-    among = _Candidates(session, subject, refusing, ids, every or ids is not None)
-    hits, by_key = _nearest_candidates(session, subject, index, by, candidate_count, among)
-    if not hits and not among.exist():
-        of = f" of {subject.base}" if subject.base else ""
-        raise NotFoundError(f"The catalog has no other adapter{of} with a fingerprint; crawl some first.")
-    other_scores: dict[Kind, dict[str, float]] = {by: {hit.key: hit.score for hit in hits}}
-    for kind in SPACES:
-        if kind != by:
-            other_scores[kind] = _sketch_cosines(session, subject.vectors[kind], kind, list(other_scores[by]))
-    compared = {
-        key: _compare(session, subject, by_key[key][0], blobs) if exact else None for key in other_scores[by]
-    }
-    near = [
-        _neighbour(
-            subject, row, by, {kind: other_scores[kind].get(key, 0.0) for kind in SPACES}, compared[key]
-        )
-        for key in other_scores[by]
-        for row in by_key[key]
-    ]
-    return sorted(near, key=lambda row: (-row.score, row.adapter))[:count]
+    search = NeighbourSearch(session, index, blobs, refusing, ids=ids, every=every)
+    return search.neighbours(subject, by=by, count=count, exact=exact)
 
 
-@dataclass(frozen=True)
-class _Candidates:
-    """The adapters that can be neighbours of a subject."""
+class NeighbourSearch:
+    """Neighbours of many subjects among the same adapters: each index is opened, and each row read, once.
 
-    session: Session
-    subject: Subject
-    refusing: Collection[str]
-    ids: Collection[int] | None
-    every: bool
-
-    def of_keys(self, keys: Collection[str]) -> dict[str, list[StoredAdapter]]:
-        """Those with one of these fingerprints, by key."""
-        rows = adapters_by_key(self.session, keys, self.refusing, self.subject.base, every=self.every)
-        left = {key: [row for row in of_key if self._is_one(row.id)] for key, of_key in rows.items()}
-        return {key: of_key for key, of_key in left.items() if of_key}
-
-    def keys(self) -> set[str]:
-        """The fingerprints of all of them."""
-        rows = measured_keys(self.session, self.refusing, self.subject.base, every=self.every)
-        return {key for id_, key in rows if self._is_one(id_)}
-
-    def exist(self) -> bool:
-        """Whether there is one."""
-        return bool(self.keys())
-
-    def _is_one(self, id_: int) -> bool:
-        return id_ != self.subject.adapter_id and (self.ids is None or id_ in self.ids)
-
-
-def _nearest_candidates(
-    session: Session, subject: Subject, index: Path, by: Kind, count: int, among: _Candidates
-) -> tuple[list[VectorHit], dict[str, list[StoredAdapter]]]:
-    """The `count` fingerprints of candidates that are nearest to the subject, best first, and the
-    candidates by key.
-
-    The index is asked for more, of which those of candidates are left; for ever more while these are too
-    few; and in the end for the fingerprints of all candidates.
+    Args:
+        session: A session on the catalog, which does not change meanwhile.
+        index: The folder of indexes.
+        blobs: The kept files.
+        refusing: The reasons for which rules refuse.
+        ids: The rows to which neighbours are limited, and to which `refusing` does not apply.
+        every: Whether refused ones are included, marked.
     """
-    bases = [subject.base] if subject.base is not None else measured_bases(session)
-    indexes = [open_base_index(session, index, by, base) for base in bases]
-    depth, asked = max(_AHEAD * count, _LEAST_AHEAD), dict[str, list[StoredAdapter]]()
-    known: set[str] = set()
-    while True:
-        hits = _search_all(indexes, subject.vectors[by], depth, None)
-        new = [hit.key for hit in hits if hit.key not in known]
-        asked |= among.of_keys(new)
-        known.update(new)
-        left = [hit for hit in hits if hit.key in asked]
-        if len(left) >= count or len(hits) < depth:
-            return left[:count], asked
-        depth *= _AHEAD
-        if depth > _MOST_AHEAD:
-            hits = _search_all(indexes, subject.vectors[by], count, among.keys())
-            return hits, among.of_keys({hit.key for hit in hits})
+
+    def __init__(
+        self,
+        session: Session,
+        index: Path,
+        blobs: BlobStore,
+        refusing: Collection[str],
+        *,
+        ids: Collection[int] | None = None,
+        every: bool = False,
+    ) -> None:
+        self._session, self._index, self._blobs, self._refusing = session, index, blobs, refusing
+        self._ids, self._every = ids, every or ids is not None
+        self._indexes: dict[tuple[Kind, str | None], VectorIndex] = {}
+        self._rows: dict[str | None, dict[str, list[StoredAdapter]]] = {}
+        self._vectors: dict[Kind, dict[str, NDArray[np.float32]]] = {kind: {} for kind in SPACES}
+
+    def neighbours(
+        self, subject: Subject, *, by: Kind = "output", count: int = 10, exact: bool = False
+    ) -> list[Neighbour]:
+        """Those of one subject, see the function of that name."""
+        candidate_count = min(max(4 * count, 50), MOST_EXACT) if exact else count
+        hits, by_key = self._nearest_candidates(subject, by, candidate_count)
+        if not hits and not self._candidate_keys(subject):
+            of = f" of {subject.base}" if subject.base else ""
+            raise NotFoundError(f"The catalog has no other adapter{of} with a fingerprint; crawl some first.")
+        scores: dict[Kind, dict[str, float]] = {by: {hit.key: hit.score for hit in hits}}
+        for kind in SPACES:
+            if kind != by:
+                scores[kind] = self._sketch_cosines(subject.vectors[kind], kind, list(scores[by]))
+        compared = {
+            key: _compare(self._session, subject, by_key[key][0], self._blobs) if exact else None
+            for key in scores[by]
+        }
+        near = [
+            _neighbour(subject, row, by, {kind: scores[kind].get(key, 0.0) for kind in SPACES}, compared[key])
+            for key in scores[by]
+            for row in by_key[key]
+        ]
+        return sorted(near, key=lambda row: (-row.score, row.adapter))[:count]
+
+    def _nearest_candidates(
+        self, subject: Subject, by: Kind, count: int
+    ) -> tuple[list[VectorHit], dict[str, list[StoredAdapter]]]:
+        """The `count` fingerprints of candidates that are nearest to the subject, best first, and the
+        candidates by key.
+
+        The index is asked for more, of which those of candidates are left; for ever more while these are too
+        few; and in the end for the fingerprints of all candidates.
+        """
+        bases = [subject.base] if subject.base is not None else measured_bases(self._session)
+        indexes = [self._open(by, base) for base in bases]
+        depth = max(_AHEAD * count, _LEAST_AHEAD)
+        while True:
+            hits = _search_all(indexes, subject.vectors[by], depth, None)
+            among = self._candidates(subject, [hit.key for hit in hits])
+            left = [hit for hit in hits if hit.key in among]
+            if len(left) >= count or len(hits) < depth:
+                return left[:count], among
+            depth *= _AHEAD
+            if depth > _MOST_AHEAD:
+                hits = _search_all(indexes, subject.vectors[by], count, self._candidate_keys(subject))
+                return hits, self._candidates(subject, [hit.key for hit in hits])
+
+    def _open(self, kind: Kind, base: str | None) -> VectorIndex:
+        place = kind, base
+        if place not in self._indexes:
+            self._indexes[place] = open_base_index(self._session, self._index, kind, base)
+        return self._indexes[place]
+
+    def _candidates(self, subject: Subject, keys: Sequence[str]) -> dict[str, list[StoredAdapter]]:
+        """The adapters with one of these fingerprints that can be neighbours, by key."""
+        known = self._rows.setdefault(subject.base, {})
+        new = [key for key in keys if key not in known]
+        if new:
+            rows = adapters_by_key(self._session, new, self._refusing, subject.base, every=self._every)
+            known.update((key, rows.get(key, [])) for key in new)
+        left = {key: [row for row in known[key] if self._is_one(subject, row.id)] for key in keys}
+        return {key: rows for key, rows in left.items() if rows}
+
+    def _candidate_keys(self, subject: Subject) -> set[str]:
+        """The fingerprints of all adapters that can be neighbours."""
+        rows = measured_keys(self._session, self._refusing, subject.base, every=self._every)
+        return {key for id_, key in rows if self._is_one(subject, id_)}
+
+    def _is_one(self, subject: Subject, id_: int) -> bool:
+        return id_ != subject.adapter_id and (self._ids is None or id_ in self._ids)
+
+    def _sketch_cosines(self, query: NDArray[np.float32], kind: Kind, keys: list[str]) -> dict[str, float]:
+        """The sketched cosines of these keys with a vector of one kind; zero vectors have none."""
+        if not query.any():
+            return {}
+        known = self._vectors[kind]
+        if len(known) > _MOST_VECTORS:
+            known.clear()
+        new = [key for key in keys if key not in known]
+        if new:
+            known.update(Fingerprints(self._session, kind).by_key(new))
+        return {key: sketch_cosine(query, known[key]) for key in keys if key in known}
 
 
 def _search_all(
@@ -216,20 +255,6 @@ def _search_all(
     """The k nearest of several indexes; a key that stands in two counts once."""
     hits = {hit.key: hit for index in indexes for hit in index.search(query, k, among)}
     return sorted(hits.values(), key=lambda hit: (-hit.score, hit.key))[:k]
-
-
-def _sketch_cosines(
-    session: Session, query: NDArray[np.float32], kind: Kind, keys: list[str]
-) -> dict[str, float]:
-    """The sketched cosines of these keys with a vector of one kind; zero vectors have none."""
-    if not query.any():
-        return {}
-    source = Fingerprints(session, kind)
-    cosines: dict[str, float] = {}
-    for start in range(0, len(keys), MOST_EXACT):
-        vectors = source.by_key(keys[start : start + MOST_EXACT])
-        cosines |= {key: sketch_cosine(query, vector) for key, vector in vectors.items()}
-    return cosines
 
 
 def downhill(

@@ -32,7 +32,7 @@ from catalog.pools import license_problems
 from catalog.query import FIELDS, asks_for, fold, parse
 from catalog.rules import RULE_SETS, UNREADABLE, Reason
 from catalog.scores import BASE
-from catalog.search import SPACES, browse, likeness, listing, nearest, neighbours
+from catalog.search import SPACES, NeighbourSearch, browse, likeness, listing, nearest
 from catalog.search.listing import OWN_COLUMNS
 from catalog.selection import STRATEGIES
 from crawler.crawl import refusing
@@ -373,15 +373,21 @@ class Documents:
 
     def nearest_of(self, session: Session, row: Adapter) -> bytes:
         """The neighbours of an adapter, by the sketches of its output."""
+        return self.nearest_by(session)(row)
+
+    def nearest_by(self, session: Session) -> Callable[[Adapter], bytes]:
+        """A function for the neighbours of any number of adapters, which reads each index and row once."""
         blobs = BlobStore(self.settings.blobs)
-        try:
-            subject = nearest.subject_of(session, row, blobs)
-            found = neighbours(
-                session, subject, self.settings.index, blobs, (), count=NEAREST, ids=self._ids, every=True
-            )
-        except LoradexError as error:
-            return encode_json({"rows": [], "note": str(error)})
-        return encode_json({"rows": [_neighbour(row) for row in found], "note": ""})
+        search = NeighbourSearch(session, self.settings.index, blobs, (), ids=self._ids, every=True)
+
+        def document(row: Adapter) -> bytes:
+            try:
+                found = search.neighbours(nearest.subject_of(session, row, blobs), count=NEAREST)
+            except LoradexError as error:
+                return encode_json({"rows": [], "note": str(error)})
+            return encode_json({"rows": [_neighbour(row) for row in found], "note": ""})
+
+        return document
 
     def measured_rows(self, session: Session) -> list[StoredAdapter]:
         """The adapters of the list that have a fingerprint."""

@@ -115,13 +115,14 @@ def _written(documents: Documents, step: ProgressStep) -> Iterator[tuple[str, by
         yield f"{below}/{name}", documents.document(name)
     ids = documents.ids
     with reading(documents.settings) as session:
+        nearest_of = documents.nearest_by(session)
         for start in range(0, len(ids), SHARED):
             step.working(start, len(ids))
             places = range(start, min(start + SHARED, len(ids)))
             rows = [session.get_one(Adapter, ids[place]) for place in places]
             details = [documents.adapter_of(session, row) for row in rows]
             yield f"{below}/adapters/{start // SHARED}.json.gz", _pack(details)
-            near = [documents.nearest_of(session, row) for row in rows]
+            near = [nearest_of(row) for row in rows]
             yield f"{below}/nearest/{start // SHARED}.json.gz", _pack(near)
             session.expunge_all()
     step.working(len(ids), len(ids))

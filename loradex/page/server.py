@@ -116,6 +116,7 @@ class Site:
         """Makes what the first view needs, before the browser asks for it."""
         with suppress(LoradexError):
             self.body(self.newest.stamp, "list.json")
+            self.head()
             self.newest.keep()
 
     def body(self, stamp: str, name: str) -> _Body:

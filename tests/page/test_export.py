@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from sqlalchemy import create_engine, text
 
 import loradex
+from catalog.database import Adapter, reading
 from catalog.errors import UsageError
 from cli.main import loradex as program
 from loradex.page import Documents, export_page
@@ -47,6 +48,32 @@ def test_an_export_has_the_bytes_of_the_server(exported: Path, catalog: loradex.
     for folder, kind in (("adapters", "adapter"), ("nearest", "nearest")):
         packed = gzip.decompress((below / folder / "0.json.gz").read_bytes())
         assert packed == b"[" + b",".join(documents.document(f"{kind}/{n}.json") for n in range(5)) + b"]"
+
+
+def test_neighbours_of_many_are_read_once(catalog: loradex.Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    from catalog.search import nearest
+
+    documents = Documents(catalog, Choice(public=True, notes=False))
+    asked: dict[str, list[object]] = {"adapters_by_key": [], "open_base_index": []}
+
+    def record(name: str) -> None:
+        original = getattr(nearest, name)
+
+        def call(session: object, what: object, *rest: object, **options: object) -> object:
+            asked[name].append((what, rest) if name == "open_base_index" else what)
+            return original(session, what, *rest, **options)
+
+        monkeypatch.setattr(nearest, name, call)
+
+    for name in asked:
+        record(name)
+    with reading(catalog.settings) as session:
+        nearest_of = documents.nearest_by(session)
+        found = [nearest_of(session.get_one(Adapter, id_)) for id_ in documents.ids]
+    keys = [key for block in asked["adapters_by_key"] for key in block]  # type: ignore[attr-defined]
+    assert len(keys) == len(set(keys)) == 5
+    assert len(asked["open_base_index"]) == 1
+    assert found == [documents.document(f"nearest/{place}.json") for place in range(5)]
 
 
 def test_two_exports_are_equal(exported: Path, catalog: loradex.Catalog, tmp_path: Path) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx2 as httpx
 import pytest
+from sqlalchemy import delete, insert, select, text
 
 import loradex
-from catalog.database import disposing, open_catalog, writer_lock
+from catalog.database import TableBase, disposing, make_engine, open_catalog, writer_lock
 from crawler.localhub import LocalServer
 from loradex.page import create_app
 from loradex.page.server import HEADERS, Site, is_known_host, static_files
@@ -234,3 +238,69 @@ def test_a_body_is_compressed_at_one_level() -> None:
     content = b"word " * 1000
     assert gzip.decompress(_Body.of(content).content) == content
     assert _Body.of(content) == _Body.of(content)
+
+
+@pytest.mark.postgres
+def test_the_page_of_both_databases_is_the_same(
+    page_data: Path,
+    tmp_path: Path,
+    postgres_database: Callable[[str], Iterator[str]],
+    postgres_template: str,
+) -> None:
+    shutil.copytree(page_data, tmp_path / "data")
+    with loradex.open(tmp_path / "data") as sqlite:
+        for url in postgres_database(postgres_template):
+            copy_rows(sqlite.settings.catalog_url, url)
+            postgres = loradex.open(tmp_path / "other", url=url)
+            shutil.copytree(tmp_path / "data" / "blobs", tmp_path / "other" / "blobs")
+            pages = [read_page(sqlite), read_page(postgres)]
+            assert pages[0].keys() == pages[1].keys()
+            for name, content in pages[0].items():
+                assert content == pages[1][name], name
+
+
+def copy_rows(source: str, target: str) -> None:
+    """Copies all rows of a catalog into an empty one."""
+    tables = TableBase.metadata.sorted_tables
+    with (
+        disposing(make_engine(source)) as old,
+        disposing(make_engine(target)) as new,
+        old.connect() as reading,
+        new.begin() as writing,
+    ):
+        for table in reversed(tables):
+            writing.execute(delete(table))
+        for table in tables:
+            if rows := [dict(row) for row in reading.execute(select(table)).mappings()]:
+                writing.execute(insert(table), rows)
+                if "id" in table.c:
+                    counter = f"pg_get_serial_sequence('{table.name}', 'id')"
+                    writing.execute(text(f"SELECT setval({counter}, {max(row['id'] for row in rows)})"))
+
+
+def read_page(catalog: loradex.Catalog) -> dict[str, bytes]:
+    """All that the server of a page answers, after notes were written through it."""
+    site = Site(catalog)
+    with (
+        LocalServer(lambda: create_app(site)) as server,
+        httpx.Client(base_url=server.url, timeout=600) as client,
+    ):
+        answer = save(client, {"adapters": ["ann/one"], "tags": ["seed"], "note": "a note"}, "notes")
+        assert answer.status_code == 200, answer.text
+        answer = save(client, {"name": "of-the-page", "adapters": ["ann/one", "bob/four"]})
+        assert answer.status_code == 200, answer.text
+        head = client.get("/head.json").json()
+        names = [*site.newest.shared_names(), *(f"{kind}/{n}.json" for kind in KINDS for n in range(5))]
+        asked = ("search?q=bank customers", "word?w=bank", "changes?since=7d", "similar?a=ann/one")
+        paths = [*(f"d/{head['stamp']}/{name}" for name in names), *(f"api/{path}" for path in asked)]
+        answers = {path: client.get(f"/{path}") for path in paths}
+        assert {path: answer.status_code for path, answer in answers.items()} == dict.fromkeys(paths, 200)
+        for key in ("stamp", "host"):
+            del head[key]
+        found = {path.removeprefix(f"d/{path[2:18]}/"): answer.content for path, answer in answers.items()}
+    # The time at which the pool was saved.
+    found["pools.json"] = re.sub(rb'"created":"[^"]*"', b"", found["pools.json"])
+    return found | {"head.json": json.dumps(head).encode()}
+
+
+KINDS = ("adapter", "nearest")

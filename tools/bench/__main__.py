@@ -21,6 +21,7 @@ NAMES = (
     "wide",
     "crawl",
     "weights",
+    "page",
 )
 
 

@@ -32,7 +32,7 @@ export async function show(box, address) {
   const near = h("section", { id: "nearest" }, h("h2", null, "Nearest by weights"), h("p", { class: "note" }, "Comparing…"));
   const copies = h("section", { id: "copies" });
   fill(box, h("h1", null, name(detail.adapter)),
-    h("p", { class: "line" }, h("span", { class: `badge ${skipped ? "skipped" : "accepted"}` }, skipped ? "skipped" : "accepted"), ` by the rules ${data.rulesInUse()} · `,
+    h("p", null, h("span", { class: `badge ${skipped ? "skipped" : "accepted"}` }, skipped ? "skipped" : "accepted"), ` by the rules ${data.rulesInUse()} · `,
       data.head.uses.map((use) => h("span", { class: "useword", title: detail.uses[use] ?? "nothing in its license speaks against it" }, `${use} ${detail.uses[use] ? "✗" : "✓"} `)),
       " · ", outside(`https://huggingface.co/${detail.adapter.split(":")[0]}/tree/${detail.commit}`, "on the Hub"), " · ", h("label", null, mark, " mark")),
     command("show", detail.current ? detail.adapter : reference, ...(data.rulesInUse() === "ours" ? [] : ["--rules", data.rulesInUse()])),

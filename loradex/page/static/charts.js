@@ -13,10 +13,15 @@ export function shade(share) {
   const stops = isDark() ? DARK : STOPS, at = Math.max(0, Math.min(1, share)) * (stops.length - 1), low = Math.min(stops.length - 2, Math.floor(at));
   return stops[low].map((from, i) => Math.round(from + (stops[low + 1][i] - from) * (at - low)));
 }
+// The ink that stands out more from a colour: dark or white, by the relative luminance of WCAG.
+export function inkOn(colour) {
+  const [r, g, b] = colour.map((part) => (part / 255 <= 0.04045 ? part / 255 / 12.92 : ((part / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.184 ? "#10131a" : "#fff";
+}
 export const rgb = (colour) => `rgb(${colour.join(",")})`;
 
 // The layer and kind of a module by its name.
-export function placeOf(module) {
+function placeOf(module) {
   const parts = module.split("."), layer = parts.find((part) => /^\d+$/.test(part)), kind = [...parts].reverse().find((part) => !/^\d+$/.test(part)) ?? module;
   return { layer: layer === undefined ? -1 : Number(layer), kind };
 }

@@ -4,7 +4,7 @@ import * as data from "./data.js";
 import { command, cosine, fill, h, link, name, number, short } from "./dom.js";
 import { selection } from "./app.js";
 import { details } from "./adapter.js";
-import { normMap, normTable, rgb, shade, sketchCosine } from "./charts.js";
+import { inkOn, normMap, normTable, rgb, shade, sketchCosine } from "./charts.js";
 
 const FACTS = [["base", "base model"], ["rank", "rank"], ["alpha", "alpha"], ["scaling", "scaling"], ["use_rslora", "rank-stabilised"], ["targets", "targets"], ["parameters", "parameters"], ["dtypes", "data types"], ["norm", "norm"], ["health", "health"],
   ["partial", "more than s·B·A"], ["license", "license"], ["uses", "use"], ["verdict", "verdict"], ["training", "training"], ["runs_in", "runs in"], ["downloads", "downloads"], ["created", "created"], ["modified", "modified"], ["card_quality", "card"]];
@@ -37,8 +37,7 @@ export async function show(box, address) {
       const cell = h("td", { class: exact[i][j] && i !== j ? "exact" : null }, cosine(one));
       if (one !== null) {
         cell.style.background = rgb(shade(Math.abs(one)));
-        const [r, g, b] = shade(Math.abs(one));
-        cell.style.color = r * 0.3 + g * 0.59 + b * 0.11 > 140 ? "#10131a" : "#ffffff";
+        cell.style.color = inkOn(shade(Math.abs(one)));
       }
       return cell;
     })))))), names.length === 2 ? command("similar", names[0], "--exact") : command("similar", names[0]));

@@ -15,7 +15,7 @@ export async function show(box, address, view) {
   box.dataset.title = "Crawls";
   const totals = Object.entries(data.head.totals).filter(([, n]) => n).map(([name, n]) => `${number(n)} ${name}`);
   return fill(box, h("h1", null, "Crawls"), totals.length ? h("p", null, totals.join(" · "), data.head.retries ? ` · ${number(data.head.retries)} to be tried again` : "") : "",
-    table(["crawl", "began", "state", "what it found", "requests", "read", "seconds"], crawls.rows.map((row) => [link({ p: "crawl", id: row.id }, `crawl ${row.id}`), when(row.started), row.state, outcomes(row.outcomes), `${number(row.requests.api)} API, ${number(row.requests.resolver)} files`, size(row.bytes), row.seconds.toFixed(0)]), "Crawls, the newest first"), command("status"), data.head.host ? await changes(address) : "");
+    !crawls.rows.length ? h("p", { class: "note" }, "There are no crawls.") : table(["crawl", "began", "state", "what it found", "requests", "read", "seconds"], crawls.rows.map((row) => [link({ p: "crawl", id: row.id }, `crawl ${row.id}`), when(row.started), row.state, outcomes(row.outcomes), `${number(row.requests.api)} API, ${number(row.requests.resolver)} files`, size(row.bytes), row.seconds.toFixed(0)]), "Crawls, the newest first"), command("status"), data.head.host ? await changes(address) : "");
 }
 
 // What changed since a time, told by the rows of the catalog rather than by one crawl.
@@ -26,7 +26,7 @@ async function changes(address) {
     const groups = Map.groupBy(rows, (row) => row.change), at = (row) => (data.place(row.adapter) === undefined ? name(row.adapter) : link({ p: "adapter", a: row.adapter }, name(row.adapter)));
     const value = (row, text) => (text === null ? "none" : CODE.has(row.change) ? h("code", null, text.slice(0, 12)) : text);
     fill(list, [...CHANGES].filter(([change]) => groups.has(change)).map(([change, title]) => h("details", { open: groups.get(change).length < 100 }, h("summary", null, `${number(groups.get(change).length)} ${title}`),
-      h("ul", null, groups.get(change).slice(0, 2000).map((row) => h("li", null, at(row), h("span", { class: "note" }, ` ${when(row.at)} · `, value(row, row.before), " → ", value(row, row.after))))), groups.get(change).length > 2000 ? h("p", { class: "note" }, `and ${number(groups.get(change).length - 2000)} more`) : "")),
+      h("ul", null, groups.get(change).slice(0, 2000).map((row) => h("li", null, at(row), h("span", { class: "note" }, ` ${when(row.at)} · `, change === "new" ? "" : [value(row, row.before), " → "], value(row, row.after))))), groups.get(change).length > 2000 ? h("p", { class: "note" }, `and ${number(groups.get(change).length - 2000)} more`) : "")),
     rows.length ? "" : h("p", { class: "note" }, "Nothing changed since."), beyond ? h("p", { class: "note" }, `${number(beyond)} more are not listed.`) : "");
     return "";
   }, (error) => error.message);

@@ -263,4 +263,11 @@ export function marksOf(passes) {
   return { marks, count };
 }
 
+// The rows that are marked, in the order of the list.
+export function rowsOf(marks) {
+  const rows = [];
+  for (let row = 0; row < marks.length; row++) if (marks[row]) rows.push(row);
+  return rows;
+}
+
 export const objectionsOf = (row) => head.objections.get(columns.get("license").at(row)) ?? [];

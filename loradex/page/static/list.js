@@ -57,7 +57,7 @@ function toggled(text, field, value, leaveOut) {
 
 export async function show(box, address) {
   box.dataset.title = "Adapters";
-  const state = { marks: new Uint8Array(0), count: 0, rows: [], query: null, hits: null };
+  const state = { marks: new Uint8Array(0), count: 0, rows: [], query: undefined, hits: null };
   const where = h("input", { type: "search", id: "where", value: address.get("where") ?? "", autocomplete: "off", spellcheck: "false",
     placeholder: "rank:8..64 license:mit -owner:someone", "aria-describedby": "problem" });
   const question = h("input", { type: "search", id: "question", value: address.get("q") ?? "", autocomplete: "off", placeholder: "what it should be good for" });
@@ -80,7 +80,7 @@ export async function show(box, address) {
     h("div", { class: "columns" }, facets, h("div", { class: "rows" }, rows.node, bottom)));
 
   const search = debounce(250, () => update());
-  where.addEventListener("input", debounce(40, () => update()));
+  where.addEventListener("input", debounce(15, () => update()));
   question.addEventListener("input", search);
   meaning.addEventListener("change", () => update());
   rows.onSort = (sort) => { setParams({ sort: sort === "adapter" ? null : sort }); update(); };
@@ -106,7 +106,7 @@ export async function show(box, address) {
       const sort = params().get("sort") ?? "adapter";
       state.rows = hits && sort === "adapter" ? hits.rows.filter((row) => state.marks[row]) : sorted(sort, state.marks);
       const hides = data.head.own.hidden ? data.marksOf((row) => (!inHits || inHits.has(row)) && result.hides(row)).count : 0;
-      const skipped = data.columns.get("verdict"), left = state.rows.filter((row) => skipped.at(row) === "skipped").length;
+      const left = countWords(data.columns.get("verdict"), state.marks).get("skipped");
       fill(count, h("strong", null, number(state.count)), ` of ${number(data.head.adapters)} adapters`,
         left ? [" · ", h("button", { type: "button", class: "link", onclick: () => { where.value = toggled(where.value, "verdict", "skipped", true); update(); } }, `${number(left)} skipped`)] : "",
         data.head.left_out.private || data.head.left_out.gated ? ` · ${number(data.head.left_out.private)} private and ${number(data.head.left_out.gated)} gated ones are left out` : "",
@@ -125,6 +125,7 @@ export async function show(box, address) {
       if (!(error instanceof FilterError) && !error.status) throw error;
       where.setAttribute("aria-invalid", "true");
       fill(problem, error.message);
+      rows.draw();
     }
   }
   const whereWords = () => [...(where.value.trim() ? ["--where", where.value.trim()] : []), ...(data.rulesInUse() === "ours" ? [] : ["--rules", data.rulesInUse()])];
@@ -200,14 +201,13 @@ export async function show(box, address) {
       const column = data.columns.get(field);
       let marks = marksWithout(field);
       if (!marks) marks = data.marksOf((await data.filter(toText(without(state.query, field)))).passes).marks;
-      const all = [];
-      for (let row = 0; row < marks.length; row++) if (marks[row]) { const value = column.at(row); if (value !== null) all.push(value); }
-      if (!all.length) return details.append(h("p", { class: "note" }, "No values are left."));
-      const low = all.reduce((a, b) => Math.min(a, b)), high = all.reduce((a, b) => Math.max(a, b));
+      const counts = column.values ? data.rowsOf(marks).map((row) => [column.values[row], 1]).filter(([value]) => value !== null) : [...countWords(column, marks)];
+      if (!counts.length) return details.append(h("p", { class: "note" }, "No values are left."));
+      const [low, high] = [Math.min, Math.max].map((choose) => counts.reduce((a, [b]) => choose(a, b), counts[0][0]));
       const scale = (value) => Math.log1p(Math.max(value, 0) - Math.max(low, 0)), top = scale(high) || 1;
       const back = (share) => Math.expm1(share * top) + Math.max(low, 0);
       const bins = new Array(BINS).fill(0);
-      for (const value of all) bins[Math.min(BINS - 1, Math.floor((scale(value) / top) * BINS))] += 1;
+      for (const [value, n] of counts) bins[Math.min(BINS - 1, Math.floor((scale(value) / top) * BINS))] += n;
       const tallest = Math.max(...bins), range = parts(state.query).find((part) => part.op === "between" && part.field.name === field);
       const handles = ["low", "high"].map((side) => {
         const current = range && range[side] !== null ? scale(Number(range[side])) / top : side === "low" ? 0 : 1;
@@ -258,7 +258,7 @@ function countWords(column, marks) {
 function sorted(sort, marks) {
   const down = sort.startsWith("-"), key = sort.replace(/^-/, "");
   const column = data.columns.get(COLUMNS[key]?.key ?? "adapter");
-  if (!COLUMNS[key]) return Array.from(marks.keys()).filter((row) => marks[row]);
+  if (!COLUMNS[key]) return data.rowsOf(marks);
   const rows = column.order.filter((row) => marks[row]);
   if (!down) return rows;
   const missing = rows.findIndex((row) => column.at(row) === null);
@@ -323,7 +323,7 @@ class Rows {
     const focused = document.activeElement?.dataset?.row, columns = this.columns();
     fill(this.body, rows.slice(from, from + shown).map((row, at) => this.row(row, from + at, columns)));
     if (focused) this.body.querySelector(`[data-row="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
-    if (!rows.length) fill(this.body, h("div", { role: "row", class: "tr" }, h("span", { role: "cell", class: "td note" }, "No adapter matches. Take out a part of the filter.")));
+    if (!rows.length) fill(this.body, h("div", { role: "row", class: "tr" }, h("span", { role: "cell", class: "td note whole" }, this.state.query === undefined ? "Nothing is listed until the filter can be read." : "No adapter matches. Take out a part of the filter.")));
   }
   row(row, at, columns) {
     const adapter = data.columns.get("adapter").at(row), why = this.state.hits?.why?.get(row);

@@ -155,7 +155,7 @@ export async function show(box, address) {
     box.dataset.inView = inView.length;
     fill(list, h("h2", null, `In view: ${number(inView.length)}`), h("ul", { tabindex: 0, "aria-label": "Adapters in view" }, ranked.slice(0, MOST_LISTED).map((row) => h("li", { onmouseenter: () => hoverOn(row), onfocusin: () => hoverOn(row) },
       h("input", { type: "checkbox", checked: selection.names.has(names.at(row)), "aria-label": `mark ${names.at(row)}`, onchange: (event) => selection.set(names.at(row), event.target.checked) }),
-      h("span", { class: "dot", "aria-hidden": "true" }, dot(paint.colour(row))), link({ p: "adapter", a: names.at(row) }, name(names.at(row))), h("span", { class: "note" }, ` ${paint.word(row)}`)))),
+      h("span", { class: "dot", "aria-hidden": "true" }, dot(paint.colour(row))), link({ p: "adapter", a: names.at(row) }, name(names.at(row))), colour === "owner" ? "" : h("span", { class: "note" }, ` ${paint.word(row)}`)))),
       inView.length > MOST_LISTED ? h("p", { class: "note" }, `and ${number(inView.length - MOST_LISTED)} more; zoom in`) : "", h("p", { class: "note" }, data.hiddenNote()));
   });
   const dot = (ink) => { const place = h("i"); place.style.background = `rgb(${ink.join(" ")})`; return place; };

@@ -31,10 +31,10 @@ export function section(detail) {
     const text = control(h("textarea", { maxlength: 10000, rows: 2, "aria-label": "your note", placeholder: "a note of yours" }), note ?? "");
     return fill(box, h("h2", null, "Yours", hidden ? h("span", { class: "note" }, " · hidden: lists leave it out") : ""),
       h("form", { class: "line", onsubmit: (event) => { event.preventDefault(); if (input.value.trim()) write({ tags: [input.value] }, "Tagged."); } },
-        tags.map((tag) => h("span", { class: "badge" }, link({ p: "list", where: `mytag:${valueText(tag.toLowerCase())}` }, name(tag)), canSave ? h("button", { type: "button", class: "link", "aria-label": `remove the tag ${tag}`, onclick: () => write({ remove_tags: [tag] }, "Removed.") }, " ×") : "")),
+        tags.map((tag) => h("span", { class: "badge" }, link({ p: "list", where: `mytag:${valueText(tag.toLowerCase())}` }, name(tag)), canSave ? h("button", { type: "button", class: "link", "aria-label": `remove the tag ${tag}`, onclick: () => write({ remove_tags: [tag] }, "Removed.") }, "×") : "")),
         canSave ? [input, h("button", { type: "submit", class: "small" }, "add"), " ", button(hidden ? "show in lists" : "hide", () => write({ hidden: !hidden }, hidden ? "Shown." : "Hidden."))] : ""),
       canSave ? h("p", { class: "line" }, text, button("save the note", () => write({ note: text.value.trim() }, "Saved.")), note ? button("remove it", () => write({ note: "" }, "Removed.")) : "") : note ? h("p", null, name(note)) : "",
-      problem, command("tag", adapter, ...tags));
+      problem, tags.length ? command("tag", adapter, ...tags) : "");
   };
   draw();
   return box;
@@ -43,7 +43,7 @@ export function section(detail) {
 // The same for all that are marked.
 export function panel(adapters) {
   const { problem, write } = writer(adapters, () => {}), input = tagInput();
-  const note = h("input", { maxlength: 10000, placeholder: "a note", "aria-label": "a note of yours", autocomplete: "off" }), tag = () => input.value.trim(), text = () => note.value.trim();
+  const note = h("input", { class: "note-text", maxlength: 10000, placeholder: "a note", "aria-label": "a note of yours", autocomplete: "off" }), tag = () => input.value.trim(), text = () => note.value.trim();
   return h("form", { class: "own line", onsubmit: (event) => event.preventDefault() },
     input, button("add", () => tag() && write({ tags: [tag()] }, "Tagged.")), button("remove", () => tag() && write({ remove_tags: [tag()] }, "Removed.")),
     note, button("write", () => text() && write({ note: text() }, "Written.")), button("remove notes", () => write({ note: "" }, "Removed.")),

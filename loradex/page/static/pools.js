@@ -36,7 +36,7 @@ function form() {
       go({ p: "pool", n: result.pool });
     } catch (error) { fill(problem, error.message); }
   } }, h("h2", null, `A new pool of ${names.length}`), h("ul", { class: "chosen" }, names.map((one) => h("li", null, name(one), " ", h("button", { type: "button", class: "small", "aria-label": `take out ${one}`, onclick: () => { selection.set(one, false); go({ p: "pools", new: "1" }); } }, "×")))),
-    h("p", null, h("label", { for: "pool-name" }, "Name "), title, " ", h("label", { for: "pool-use" }, "for "), use, " ", h("label", null, controls, " with control pools")),
+    h("p", { class: "line" }, h("label", { for: "pool-name" }, "Name"), title, h("label", { for: "pool-use" }, "for"), use, h("label", null, controls, " with control pools")),
     problem, data.canSave() ? h("p", null, h("button", { type: "submit" }, "Save the pool")) : h("p", { class: "note" }, "This copy cannot save; run the command:"), line);
 }
 

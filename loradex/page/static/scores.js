@@ -3,7 +3,7 @@
 import * as data from "./data.js";
 import { command, fill, h, link, name, number, short, svg, table } from "./dom.js";
 import { setParams } from "./app.js";
-import { rgb, scaleBar, shade } from "./charts.js";
+import { inkOn, rgb, scaleBar, shade } from "./charts.js";
 
 const ROW = 22, CELL = 46, WINDOW = 560;
 
@@ -26,7 +26,7 @@ export async function show(box, address) {
   const columns = [...tasks].sort(), mean = (cells) => { const all = [...cells.values()].map(value); return all.reduce((a, b) => a + b, 0) / all.length; };
   const rows = [...subjects].sort((a, b) => (b[0] === "base") - (a[0] === "base") || b[1].size - a[1].size || mean(b[1]) - mean(a[1]));
   const space = h("div", { class: "space" }), body = h("div", { class: "window", role: "rowgroup" });
-  const heads = h("div", { class: "tr", role: "row" }, h("span", { class: "subject", role: "columnheader" }, "adapter"), columns.map((one) => h("span", { class: "cell", role: "columnheader" }, link({ p: "scores", task: one, split: chosen }, one))));
+  const heads = h("div", { class: "tr", role: "row" }, h("span", { class: "subject", role: "columnheader" }, "adapter"), columns.map((one) => h("span", { class: "cell", role: "columnheader", title: one }, link({ p: "scores", task: one, split: chosen }, one))));
   const grid = h("div", { class: "heatmap", role: "table", "aria-label": `Scores on ${chosen}`, "aria-rowcount": rows.length + 1, tabindex: 0 }, h("div", { class: "thead", role: "rowgroup" }, heads), space, body);
   space.style.height = `${rows.length * ROW}px`;
   space.style.width = `${230 + columns.length * CELL}px`;
@@ -39,7 +39,7 @@ export async function show(box, address) {
         if (row !== undefined) {
           const ink = shade(value(row));
           cell.style.background = rgb(ink);
-          cell.style.color = ink[0] * 0.3 + ink[1] * 0.59 + ink[2] * 0.11 > 140 ? "#10131a" : "#fff";
+          cell.style.color = inkOn(ink);
         }
         return cell;
       }))));

@@ -1,0 +1,79 @@
+"""The page of a generated catalog: the first start, the next ones, and an export, against reading the rows.
+
+Run as `python -m tools.bench.page [--data DIR | --count N] [--where FILTER]`; DIR is what
+`tools.generated_catalog` made. Prints processor seconds of one thread, and each as a ratio of what
+`Catalog.iterate_adapters` takes for the same adapters in the same run; then the size of an export.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import loradex
+from loradex.page import Documents, export_page
+from tools.generated_catalog import generate
+
+T = TypeVar("T")
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures and prints the table, in a child that has one thread."""
+    parser = argparse.ArgumentParser(prog="python -m tools.bench.page", description=__doc__)
+    parser.add_argument("--data", help="a data folder of tools.generated_catalog")
+    parser.add_argument("--count", type=int, default=5000, help="adapters to generate without --data")
+    parser.add_argument("--where", default="rank:64", help="the adapters of the export")
+    options = parser.parse_args(argv)
+    if "OMP_NUM_THREADS" not in os.environ:
+        command = [sys.executable, "-m", "tools.bench.page", *(argv if argv is not None else sys.argv[1:])]
+        return subprocess.run(command, env=os.environ | ONE_THREAD, check=False).returncode
+    with tempfile.TemporaryDirectory() as place:
+        data = Path(options.data or place)
+        if options.data is None:
+            generate(data, options.count)
+        measure(loradex.open(data), options.where, Path(place) / "export")
+    return 0
+
+
+def measure(catalog: loradex.Catalog, where: str, folder: Path) -> None:
+    """Prints the rows of one catalog."""
+    shutil.rmtree(catalog.settings.index / "page", ignore_errors=True)
+    count, rows = timed(lambda: sum(1 for _ in catalog.iterate_adapters(verdict="any")))
+    sys.stdout.write(f"{count:,} adapters\n{'':32}{'cpu s':>9}{'ratio':>8}{'MB':>8}\n")
+
+    def say(name: str, seconds: float, size: int | None = None) -> None:
+        megabytes = "" if size is None else f"{size / 1e6:.1f}"
+        sys.stdout.write(f"{name:32}{seconds:9.2f}{seconds / rows:8.2f}{megabytes:>8}\n")
+
+    say("adapters, the rows", rows)
+    for name in ("page, first start", "page, next start"):
+        size, seconds = timed(lambda: start(catalog))
+        say(name, seconds, size)
+    report, seconds = timed(lambda: export_page(catalog, folder, where=where))
+    say(f"export of {report.adapters:,}", seconds, report.bytes)
+
+
+def start(catalog: loradex.Catalog) -> int:
+    """Makes what the first view of a page needs; gives its size."""
+    documents = Documents(catalog)
+    return len(documents.head()) + len(documents.document("list.json"))
+
+
+def timed(call: Callable[[], T]) -> tuple[T, float]:
+    """What a call gives, and its processor seconds."""
+    began = time.process_time()
+    result = call()
+    return result, time.process_time() - began
+
+
+if __name__ == "__main__":
+    sys.exit(main())
