@@ -260,7 +260,7 @@ def test_gated_and_disabled_still_show_metadata(api: HfApi) -> None:
         ("/ann/disabled/resolve/main/README.md", 403, 403),
         ("/api/whoami-v2", 401, 401),
         ("/api/agent-harnesses", 404, 404),
-        ("/api/datasets/ann/lora", 404, 404),
+        ("/api/datasets/ann/lora", 401, 404),
         ("/api/models/ann/lora/", 404, 404),
     ],
 )
