@@ -626,9 +626,9 @@ class Catalog:
             if query is not None:
                 browse.refuse_unknown_bases(session, query)
             rows = changes(session, start, where=query, refusing=refusing(rules))
-            crawl = next(iter(listing.crawl_rows(session)), None)
+            hub = listing.crawled_hub(session)
         if atom is not None:
-            write_feed(rows, Path(atom), crawl["asked"]["hub"] if crawl else "https://huggingface.co", start)
+            write_feed(rows, Path(atom), hub or "https://huggingface.co", start)
         return Rows(rows, CatalogChange)
 
     @check_arguments

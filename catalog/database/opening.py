@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import filelock
-from sqlalchemy import Connection, Engine, column, func, inspect, select, table, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, Engine, column, event, func, inspect, select, table, update
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.orm import Session as Session
 
 from catalog.database import changes, views
@@ -234,7 +235,8 @@ def writer_lock(engine: Engine) -> Iterator[str | None]:
     The system releases it when the process dies. Yields what a crawl was doing whose process died, None if
     there was none; the catalog forgets it. Raises CatalogBusyError immediately if another process holds the
     lock, and says what a crawl is doing. It is a lock file next to a SQLite database, and an advisory lock on
-    a separate connection on PostgreSQL.
+    a separate connection on PostgreSQL: when that is lost, no transaction of the engine commits any longer,
+    but raises CatalogError.
     """
     lock = _file_lock if engine.dialect.name == "sqlite" else _advisory_lock
     with lock(engine):
@@ -259,19 +261,54 @@ def _file_lock(engine: Engine) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _advisory_lock(engine: Engine) -> Iterator[None]:
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.detach()  # closing it then ends the server's session, and the lock with it
+    with _lock_connection(engine) as connection:
         for name, value in _KEEPALIVES.items():
             connection.execute(select(func.set_config(name, value, False)))
         key = lock_key(connection, "writer")
         if not connection.scalar(select(func.pg_try_advisory_lock(key))):
             raise _busy(engine)
         try:
-            yield
+            with _checked_at_commit(engine, connection):
+                yield
         finally:
             # The server would notice the closed connection a moment later.
-            with contextlib.suppress(CatalogError):
+            with contextlib.suppress(CatalogError, InvalidRequestError):
                 connection.execute(select(func.pg_advisory_unlock(key)))
+
+
+@contextlib.contextmanager
+def _lock_connection(engine: Engine) -> Iterator[Connection]:
+    """A connection whose end is the end of the locks that it takes."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.detach()
+        yield connection
+
+
+@contextlib.contextmanager
+def _checked_at_commit(engine: Engine, connection: Connection) -> Iterator[None]:
+    """Inside the block no transaction of the engine commits after the connection, and its lock, was lost.
+
+    Raises CatalogError there.
+    """
+    one_at_a_time = threading.Lock()
+
+    def check_connection(_: Connection) -> None:
+        with one_at_a_time:
+            # Once invalidated, it would be replaced by another one, which has no lock.
+            if not connection.invalidated:
+                with contextlib.suppress(CatalogError):
+                    connection.execute(select(1))
+            if connection.invalidated:
+                raise CatalogError(
+                    f"the connection to {place(engine.url)} that held the lock of the catalog was lost, so "
+                    "that another process may write now: nothing more was written, run the command again"
+                )
+
+    event.listen(engine, "commit", check_connection)
+    try:
+        yield
+    finally:
+        event.remove(engine, "commit", check_connection)
 
 
 def _forget_holder(engine: Engine) -> str | None:
@@ -307,11 +344,11 @@ def is_crawled(session: Session) -> bool:
 @contextlib.contextmanager
 def same_schema(engine: Engine) -> Iterator[None]:
     """Inside the block no other process changes the schema in PostgreSQL."""
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.detach()
+    with _lock_connection(engine) as connection:
         connection.execute(select(func.pg_advisory_lock_shared(lock_key(connection, "migration"))))
         check(engine)
-        yield
+        with _checked_at_commit(engine, connection):
+            yield
 
 
 def _busy(engine: Engine) -> CatalogBusyError:

@@ -273,6 +273,12 @@ def crawl_rows(session: Session) -> list[dict[str, Any]]:
     ]
 
 
+def crawled_hub(session: Session) -> str | None:
+    """The address of the Hub of the newest crawl, None where there was none."""
+    asked = session.scalar(select(Crawl.asked).order_by(Crawl.id.desc()).limit(1))
+    return None if asked is None else str(asked["hub"])
+
+
 def crawl_news(session: Session, crawl: int) -> Iterator[dict[str, Any]]:
     """The repositories of a crawl that are new, changed, gone, failed or quarantined, in listing order."""
     query = (

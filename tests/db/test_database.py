@@ -8,6 +8,8 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -287,6 +289,41 @@ def test_case_92_the_lock_is_free_after_an_error(engine: Engine) -> None:
         raise ZeroDivisionError
     with opening.writer_lock(engine):
         pass
+
+
+@pytest.mark.parametrize("lock", [opening.writer_lock, opening.same_schema])
+def test_nothing_is_committed_after_the_connection_of_the_lock_was_lost(
+    engine: Engine, lock: Callable[[Engine], AbstractContextManager[object]]
+) -> None:
+    if engine.dialect.name == "sqlite":
+        pytest.skip("the lock of a file cannot be lost")
+    with lock(engine):
+        add_document(engine, 1)
+        end_lock_holders(engine)
+        for number in (2, 3):  # another connection in its place would hold no lock
+            with pytest.raises(CatalogError, match=r"held the lock .* was lost.*: nothing more was written"):
+                add_document(engine, number)
+        url = engine.url.render_as_string(hide_password=False)
+        with opening.disposing(make_engine(url)) as other, opening.writer_lock(other):
+            add_document(other, 4)
+    assert documents(engine) == 2
+    with lock(engine):
+        add_document(engine, 9)
+    assert documents(engine) == 3
+
+
+def add_document(engine: Engine, number: int) -> None:
+    with Session(for_writing(engine)) as session, session.begin():
+        session.add(document(number))
+
+
+def end_lock_holders(engine: Engine) -> None:
+    with engine.connect() as connection:
+        ended = (
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_locks JOIN pg_database ON oid = database "
+            "WHERE locktype = 'advisory' AND datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        assert [row[0] for row in connection.execute(text(ended))] == [True]
 
 
 def test_a_lock_file_that_cannot_be_made(tmp_path: Path) -> None:
