@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from catalog.errors import UsageError
+from catalog.files import path_fault
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -82,7 +83,22 @@ def _fit(name: str, value: Any, hint: Any) -> Any:
     fitted = _convert(value, hint)
     if fitted is _MISFIT:
         raise UsageError(f"`{name}` is {reprlib.repr(value)}; use {_describe(hint)}.")
+    _check_paths(name, fitted, hint)
     return fitted
+
+
+def _check_paths(name: str, value: Any, hint: Any) -> None:
+    """Raises UsageError for a path that no file can have, alone or in a list."""
+    kinds = typing.get_args(hint)
+    if isinstance(value, (str, Path)):
+        if (hint is Path or Path in kinds) and (fault := path_fault(value)):
+            raise UsageError(f"`{name}` is {reprlib.repr(str(value))}, which is no path: {fault}.")
+    elif isinstance(value, Sequence):
+        origin = typing.get_origin(hint)
+        is_list = isinstance(origin, type) and issubclass(origin, Iterable)
+        for item in value if is_list else (value,):
+            for kind in kinds:
+                _check_paths(name, item, kind)
 
 
 def _convert(value: Any, hint: Any) -> Any:

@@ -19,7 +19,7 @@ from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wai
 
 from catalog.errors import CatalogBusyError, CatalogError, ReadOnlyCatalogError, UsageError
 from catalog.extras import require_extra
-from catalog.files import may_write
+from catalog.files import may_write, path_fault
 
 BUSY_SECONDS = 30
 CONNECT_SECONDS = 10
@@ -97,6 +97,8 @@ def parse_url(url: str) -> URL:
             or str(parsed.database).startswith("file:")
         ):
             raise UsageError("a SQLite catalog is a plain file: name it as sqlite:///FILE")
+        if fault := path_fault(f"{parsed.database}.lock"):
+            raise UsageError(f"no catalog can be at the path of this URL: {fault}")
         return parsed
     if parsed.drivername in ("postgresql", "postgresql+psycopg"):
         return parsed.set(drivername="postgresql+psycopg")

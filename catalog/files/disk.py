@@ -203,6 +203,17 @@ def read_limited(path: Path, most: int, *, kind: str, advice: str, error: type[L
     return data
 
 
+def path_fault(path: str | Path) -> str | None:
+    """Why the system can have no file at this path, None where it can."""
+    try:
+        os.lstat(path)
+    except ValueError:
+        return "it contains a character that no path has"
+    except OSError as error:
+        return "it is too long" if error.errno == errno.ENAMETOOLONG else None
+    return None
+
+
 def unsafe_path(path: str) -> str | None:
     """Why this path may not name a file below a folder, on any system; None for a safe one."""
     try:

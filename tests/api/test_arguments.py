@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import loradex
-from loradex.arguments import argument_type, check_arguments
+from loradex.arguments import _fit, argument_type, check_arguments
 
 # Classes that the API names without importing them, so that a name loads what it needs alone.
 UNIMPORTED = {"Task", "LoadedBase", "Catalog"}
@@ -94,6 +94,47 @@ def test_an_argument_of_another_type_is_one_sentence(
     with pytest.raises(loradex.UsageError) as caught:
         getattr(catalog, method)(**arguments)
     assert message in str(caught.value)
+
+
+PATHS = [
+    (f"{name}-{row.name}", row.name, argument_type(call, row))
+    for name, call in CALLS.items()
+    for row in inspect.signature(call).parameters.values()
+    if row.name != "self" and Path in _parts(argument_type(call, row))
+]
+
+
+@pytest.mark.parametrize(
+    "path", ["x" * 5000, "a\0b", "\ud800", Path("x" * 300)], ids=["xs", "nul", "half", "x"]
+)
+def test_no_call_takes_a_path_that_no_file_can_have(path: str | Path) -> None:
+    assert len(PATHS) > 20
+    for name, parameter, hint in PATHS:
+        for value in (path, [path]):
+            with pytest.raises(loradex.UsageError, match=rf"`{parameter}` is .*(no path|use)") as caught:
+                _fit(parameter, value, hint)
+            assert len(str(caught.value)) < 300, name
+        is_list = typing.get_origin(hint) is Sequence
+        possible = ["zoo/banking77"] if is_list else "zoo/banking77"
+        assert _fit(parameter, possible, hint) == possible
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b"], ids=["xs", "nul"])
+def test_a_path_that_no_file_can_have_is_one_sentence(catalog: loradex.Catalog, path: str) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: catalog.identify(path),
+        lambda: catalog.similar(path),
+        lambda: catalog.compare("zoo/banking77", path),
+        lambda: catalog.export_annotations(path),
+        lambda: catalog.pool(path),
+        lambda: loradex.fingerprint(path),
+        lambda: loradex.merge([path], "sum", out="out"),
+        lambda: loradex.open(path),
+        lambda: loradex.open(url=f"sqlite:///{path}").adapters(),
+    ]
+    for call in calls:
+        with pytest.raises(loradex.UsageError, match=r"path.*: it (is too long|contains a character)"):
+            call()
 
 
 def test_functions_refuse_other_types_too(tmp_path: Path) -> None:
