@@ -38,8 +38,10 @@ class StudyPlan:
     """What a study has to do: its cells, its steps by kind, and how many steps are done.
 
     `seconds_left` is what the steps that are left will take here, by the mean of the `measured` ones of
-    their kinds; those of kinds not measured yet are in `unmeasured`. `power` says what the study can tell,
-    then what cheaper cuts of it could. `price` says what is left on the machine of a doctor report.
+    their kinds that were done here. What those take of kinds that only the log has, of a run that may have
+    been on another machine, is in `seconds_elsewhere`, by `logged` steps of the log; those of kinds not done
+    yet are in `unmeasured`. `power` says what the study can tell, then what cheaper cuts of it could.
+    `price` says what is left on the machine of a doctor report.
     """
 
     cells: int
@@ -51,6 +53,8 @@ class StudyPlan:
     unmeasured: dict[str, int] = field(default_factory=dict)
     power: tuple[Power, ...] = ()
     price: Price | None = None
+    seconds_elsewhere: float = 0.0
+    logged: int = 0
 
     def sentences(self) -> list[str]:
         """How long the rest will take here or there, and what the study and its cuts can tell."""
@@ -258,15 +262,22 @@ def _make_plan(file: StudyFile, grid: Grid, *, doctor: Path | None = None) -> St
         unmeasured=cost.unmeasured,
         power=tuple(study_powers(file.study, tasks)),
         price=None if doctor is None else price(grid.place, pending, read_speed(doctor)),
+        seconds_elsewhere=round(cost.seconds_elsewhere, 1),
+        logged=cost.logged,
     )
 
 
 def _cost_sentences(plan: StudyPlan) -> Iterator[str]:
+    from catalog.pictures import count_noun
     from studies.report.wording import counts, duration
 
     if plan.seconds_left:
         left = duration(plan.seconds_left)
         yield f"about {left} left here on one process, by {plan.measured} steps that are done"
+    if plan.seconds_elsewhere:
+        left = duration(plan.seconds_elsewhere)
+        steps = count_noun(plan.logged, "step")
+        yield f"about {left} by the times of {steps} that the log has of another run, on its machine"
     if plan.unmeasured:
         yield f"time not known before a first step of each kind is done: {counts(plan.unmeasured)}"
 
@@ -284,6 +295,8 @@ def _power_sentence(power: Power) -> str:
     from catalog.pictures import count_noun
 
     size = f"{count_noun(power.tasks, 'task')} × {count_noun(power.seeds, 'seed')}"
+    if power.set_size:
+        size = f"{count_noun(power.tasks, 'set')} of {count_noun(power.set_size, 'adapter')}"
     if power.half_width is None:
         return f"{size}: no interval"
     chances = " / ".join(f"{chance} %" for chance in power.found.values())

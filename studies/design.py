@@ -93,6 +93,12 @@ class StudyPool(StudyPart):
     def _check_size(self) -> StudyPool:
         if self.k is None and self.by not in ("all", "set"):
             raise ValueError("give the number of members by k")
+        fields = type(self).model_fields
+        ignored = [
+            name for name in ("k", "samples", "own", "among") if getattr(self, name) != fields[name].default
+        ]
+        if self.by == "set" and ignored:
+            raise ValueError(f"a pool by set has the members of the set; remove {ignored[0]}")
         return self
 
 

@@ -190,6 +190,10 @@ def _plain(error: Mapping[str, Any], names: Sequence[str]) -> str:
 
 def _check_study(study: Study) -> None:
     """Raises WrongError for an unknown name and for invalid settings."""
+    for number, seed in enumerate(study.seeds):
+        if seed in study.seeds[:number]:
+            raise WrongError(("seeds", number), f"the seed {seed} is given twice; remove one")
+    _check_sets(study)
     for name, pool in study.pools.items():
         _check_seeds(study, ("pools", name, "seeds"), pool.seeds)
     for name, method in study.methods.items():
@@ -203,6 +207,35 @@ def _check_study(study: Study) -> None:
     against = study.report.against
     if against is not None and against not in labels:
         raise WrongError(("report", "against"), _unknown(against, labels))
+
+
+def _check_sets(study: Study) -> None:
+    """What a study of sets, or one without, cannot mean."""
+    sets = study.sets
+    if sets is None:
+        for name, pool in study.pools.items():
+            if pool.by == "set":
+                raise WrongError(("pools", name, "by"), "a pool by set requires sets; describe them by sets")
+        return
+    if len(sets.named) > len(study.seeds):
+        named, seeds = len(sets.named), len(study.seeds)
+        raise WrongError(
+            ("sets", "named", seeds),
+            f"{named} sets are named, and a set needs a seed of its own; there are {seeds} seeds",
+        )
+    for number, members in enumerate(sets.named):
+        if len(members) != sets.size:
+            raise WrongError(
+                ("sets", "named", number), f"it names {len(members)} adapters, and the size is {sets.size}"
+            )
+        twice = next((name for at, name in enumerate(members) if name in members[:at]), None)
+        if twice is not None:
+            raise WrongError(("sets", "named", number), f"it names {twice} twice")
+    for name, method in study.methods.items():
+        if method.tasks is not None:
+            raise WrongError(
+                ("methods", name, "tasks"), "sets are judged on their own tasks and others; remove tasks"
+            )
 
 
 def _check_names(study: Study, name: str, method: Method) -> None:

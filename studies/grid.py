@@ -224,8 +224,15 @@ class _GridBuilder:
             own = [str(self.adapters[name]["trained_on"]) for name in members]
             if missing := [task for task in own if task not in self.tasks]:
                 raise UsageError(f"A set has an adapter of {missing[0]}, which is not a task of the study.")
+            if twice := [task for at, task in enumerate(own) if task in own[:at]]:
+                raise UsageError(f"A set has two adapters of {twice[0]}; name one of each task.")
         rest = sorted(set(self.tasks) - set(own))
-        return members, {"own": own, "others": draw.sample(rest, min(sets.others, len(rest)))}
+        if len(rest) < sets.others:
+            raise UsageError(
+                f"A set is to be judged on {sets.others} other tasks, and the study has {len(rest)} besides "
+                "its own; lower others."
+            )
+        return members, {"own": own, "others": draw.sample(rest, sets.others)}
 
     def _set_step(self, sets: Sets, seed: int) -> Step:
         """The members of the set of a seed, one step for all tasks that judge it."""

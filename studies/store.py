@@ -20,6 +20,7 @@ from typing import Any
 from catalog.errors import DivergedError, LoradexError, StorageError
 from catalog.files import remove_abandoned
 from merging.members import storage, write_json
+from studies.log import is_number, read_log, result_problem
 
 RESULT, STEP, TIME = "result.json", "step.json", "time.json"
 # One line for each step that is done: what a run elsewhere needs to go on without the files of the steps.
@@ -78,10 +79,19 @@ class Place:
         return self.folder / "steps"
 
     def result(self, step: Step) -> dict[str, Any] | None:
-        """What a step found, by its folder or the log; None where it is not done."""
-        result = _read(self.steps / step.key / RESULT)
+        """What a step found, by its folder or the log; None where it is not done.
+
+        Raises StorageError for what is not the result of such a step.
+        """
+        file = self.steps / step.key / RESULT
+        result = _read(file)
         if result is None and (line := self.log.get(step.key)):
-            result = dict(line["result"])
+            file, result = self.folder / LOG, dict(line["result"])
+        if result is not None and (problem := result_problem(result, step.kind)):
+            raise StorageError(
+                f"{file} has no result of step {step.key} ({step.kind}): {problem}; remove it and run the "
+                "study again."
+            )
         return result
 
     @property
@@ -106,13 +116,26 @@ class Place:
 
     def error(self, step: Step) -> str | None:
         """Why a step failed when it was last tried, None where it did not."""
-        document = _read(self._failure_file(step))
+        document = _read(self._failure_file(step), "error")
         return None if document is None else str(document["error"])
 
     def seconds(self, step: Step) -> float:
-        """How long a step took, 0 where it is not done."""
-        document = _read(self.steps / step.key / TIME) or self.log.get(step.key)
-        return float(document["seconds"]) if document else 0.0
+        """How long a step took, here or where the log is from; 0 where it is not done."""
+        here = self.seconds_here(step)
+        if here is not None:
+            return here
+        line = self.log.get(step.key)
+        return float(line["seconds"]) if line else 0.0
+
+    def seconds_here(self, step: Step) -> float | None:
+        """How long a step took that was done in this folder; None for one that was not."""
+        file = self.steps / step.key / TIME
+        document = _read(file)
+        if document is None:
+            return None
+        if not is_number(document.get("seconds")):
+            raise StorageError(f"{file} does not say how long the step took; remove its folder.")
+        return float(document["seconds"])
 
     def has_diverged(self, step: Step) -> bool:
         """Whether a step failed because its training diverged, as it would again."""
@@ -178,25 +201,20 @@ def pending_steps(place: Place, steps: Iterable[Step]) -> list[Step]:
 
 @lru_cache(maxsize=2)
 def _read_log(path: Path, _changed: int) -> Mapping[str, Mapping[str, Any]]:
-    lines = {}
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        try:
-            document = json.loads(line)
-            lines[str(document["step"])] = {key: document[key] for key in ("kind", "seconds", "result")}
-        except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(
-                f"{path} line {number} is not the result of a step; remove that line."
-            ) from error
-    return lines
+    return read_log(path)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path, *names: str) -> dict[str, Any] | None:
+    """The object in a JSON file of a step, None where there is no file; raises StorageError for another file,
+    and for one without the names."""
     try:
-        document: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        document = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StorageError(
             f"{path} cannot be read: {error}; remove its folder and run the study again."
         ) from error
+    if not isinstance(document, dict) or not all(name in document for name in names):
+        raise StorageError(f"{path} is not the record of a step; remove its folder and run the study again.")
     return document

@@ -6,11 +6,13 @@ the places in docs/results/*.md that name a section of a report:
     <!-- results recycling: Task by task -->
     <!-- end of results -->
 
-`tests/studies/test_results.py` compares.
+`tests/studies/test_results.py` compares. Words of a study file, those of its claims among them, are taken
+into the record of its results; what decides a result is not.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,10 +20,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from catalog.errors import UsageError
+from merging.members import write_json
+from studies.design import Report, Study
+from studies.file import read_study
 from studies.report import grids, page
 from studies.report.findings import Findings
 from studies.report.page import Section
-from studies.run import MARKDOWN, PICTURES, read
+from studies.run import FACTS, MARKDOWN, PICTURES, read
 from tools import published
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -36,6 +42,26 @@ def studies() -> Iterator[Path]:
 def quoting() -> Iterator[Path]:
     """The documents that quote results."""
     yield from (path for path in sorted(RESULTS.glob("*.md")) if _PLACE.search(path.read_text("utf-8")))
+
+
+def take_words(folder: Path) -> None:
+    """Writes title, question and report of a study's file into the record of its results.
+
+    Raises UsageError where the file has changed in what decides results.
+    """
+    file = read_study(folder.name)
+    facts = json.loads((folder / FACTS).read_text("utf-8"))
+    if facts["file_sha256"] == file.sha256:
+        return
+    if _without_words(Study.model_validate(facts["study"])) != _without_words(file.study):
+        raise UsageError(f"The study {folder.name} is another than that of its results; run it again.")
+    facts["study"] = file.study.model_dump(mode="json", by_alias=True)
+    facts["file_sha256"] = file.sha256
+    write_json(folder / FACTS, facts)
+
+
+def _without_words(study: Study) -> Study:
+    return study.model_copy(update={"title": "", "question": "", "report": Report()})
 
 
 def fill_places(text: str) -> str:
@@ -79,6 +105,8 @@ def _parts(study: str) -> dict[str, str]:
 def main() -> None:
     """Writes all of it."""
     for folder in studies():
+        if folder.name != published.NAME:
+            take_words(folder)
         write_report(folder)
     for document in quoting():
         document.write_text(fill_places(document.read_text("utf-8")), encoding="utf-8")

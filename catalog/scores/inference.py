@@ -26,7 +26,7 @@ class MeanTest:
 
     `low` and `high` are the ends of the 95 % t interval with n − 1 degrees of freedom, `inner_low` and
     `inner_high` of the 90 % one, by which two one-sided tests judge equality at 5 %. `p` is the two-sided
-    p-value of the t test, None if all differences are zero; `sign_flip_p` that of the sign-flip test.
+    p-value of the t test, None if all differences are zero.
     """
 
     mean: float
@@ -35,7 +35,6 @@ class MeanTest:
     inner_low: float
     inner_high: float
     p: float | None
-    sign_flip_p: float
 
 
 def mean_test(differences: Sequence[float]) -> MeanTest:
@@ -61,7 +60,7 @@ def mean_test(differences: Sequence[float]) -> MeanTest:
     else:
         p = float(2 * t.sf(abs(mean) / error, n - 1))
     ends = mean - wide, mean + wide, mean - narrow, mean + narrow
-    return MeanTest(mean, *ends, p, sign_flip_p(values))
+    return MeanTest(mean, *ends, p)
 
 
 def sign_flip_p(differences: Sequence[float] | Floats, *, seed: int = 0) -> float:

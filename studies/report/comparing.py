@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from catalog.scores import mean_test
+from catalog.scores import mean_test, sign_flip_p
 from studies.design import label
 
 # Below so many tasks nothing is called better, worse or the same.
@@ -130,9 +130,13 @@ class Line:
 
 
 class Results:
-    """All cells of a grid, in its order."""
+    """All cells of a grid, in its order.
 
-    def __init__(self, cells: Sequence[Mapping[str, Any]]) -> None:
+    `parts` says of a set of adapters, which stands in the place of a task, over how many tasks its value is
+    the mean.
+    """
+
+    def __init__(self, cells: Sequence[Mapping[str, Any]], parts: Mapping[str, int] | None = None) -> None:
         self.cells = tuple(_cell(row) for row in cells)
         self.labels = tuple(dict.fromkeys(row.label for row in self.cells))
         self.tasks = tuple(dict.fromkeys(row.task for row in self.cells))
@@ -145,7 +149,9 @@ class Results:
             if row.n:
                 examples[row.task].append(row.n)
         # What one test example is worth on each task.
-        self.steps: Means = {task: 1 / min(counts) for task, counts in examples.items()}
+        self.steps: Means = {
+            task: 1 / (min(counts) * (parts or {}).get(task, 1)) for task, counts in examples.items()
+        }
         self.examples = {task: min(counts) for task, counts in examples.items()}
 
     def at(self, label: str, task: str) -> list[ResultCell]:
@@ -231,8 +237,11 @@ def compare(mine: Means, other: Means, steps: Means) -> Difference | None:
     return summarise({task: mine[task] - other[task] for task in tasks}, steps)
 
 
-def summarise(gaps: Means, steps: Means) -> Difference:
-    """The differences on at least one task summed up; ties are those smaller than `steps` has it, or zero."""
+def summarise(gaps: Means, steps: Means, *, sign_flips: bool = True) -> Difference:
+    """The differences on at least one task summed up; ties are those smaller than `steps` has it, or zero.
+
+    Without `sign_flips` that test, which takes longest, is left out.
+    """
     ties = [task for task, gap in gaps.items() if abs(gap) < max(steps.get(task, 0.0) - _EXACT, _EXACT)]
     wins = sum(gap > 0 for task, gap in gaps.items() if task not in ties)
     # Equal shares of other denominators differ in binary.
@@ -250,7 +259,7 @@ def summarise(gaps: Means, steps: Means) -> Difference:
         inner_low=test.inner_low if test else None,
         inner_high=test.inner_high if test else None,
         p=test.p if test else None,
-        sign_flip_p=test.sign_flip_p if test else None,
+        sign_flip_p=sign_flip_p(exact) if test and sign_flips else None,
     )
 
 
@@ -452,13 +461,14 @@ class Extent:
 @dataclass(frozen=True, slots=True)
 class CurvatureSlopes:
     """The slope of the logarithm of the best rate on that of the curvature within each task, over the
-    configurations of a study, with the mean over tasks as a difference to zero.
+    configurations of a study, with the mean over tasks as a difference to zero; None where no task has three
+    configurations.
 
-    `points` has for each task the curvature and the best rate of each configuration by its label; `edges`
-    counts rates at the lowest or highest one tried.
+    `points` has for each task the curvature and the best rate of each configuration by its label. A best rate
+    that is the lowest or highest one tried only bounds the optimum: `edges` counts these, which are left out.
     """
 
-    slope: Difference
+    slope: Difference | None
     points: dict[str, dict[str, tuple[float, float]]]
     edges: int
 
@@ -500,7 +510,7 @@ def at_one_rate(results: Results, methods: Mapping[str, Any]) -> tuple[TuningRow
 
 
 def relate_curvature(results: Results, methods: Mapping[str, Any]) -> CurvatureSlopes | None:
-    """How the best rate falls with the curvature within tasks; None where no task has three configurations.
+    """How the best rate falls with the curvature within tasks; None where curvatures or losses are missing.
 
     The best rate is the vertex of the parabola through the lowest validation loss and its neighbours over the
     logarithm of the rate; seeds are averaged first.
@@ -512,19 +522,24 @@ def relate_curvature(results: Results, methods: Mapping[str, Any]) -> CurvatureS
             cells = [cell for cell in trial.cells if cell.task == task]
             numbers = [number for cell in cells if (number := cell.known("curvature")) is not None]
             best = best_rate(_mean_losses(cells))
-            if best is not None and numbers and min(numbers) > 0:
+            if best is None or not numbers or min(numbers) <= 0:
+                continue
+            if best[1]:
+                edges += 1
+            else:
                 points[task][trial.label] = statistics.fmean(numbers), best[0]
-                edges += best[1]
     slopes = {}
     for task, pairs in points.items():
         x, y = np.log10(np.array(list(pairs.values()))).T
         if len(pairs) > 2 and np.ptp(x) > 0:
             slopes[task] = float(np.polyfit(x, y, 1)[0])
-    return CurvatureSlopes(summarise(slopes, {}), dict(points), edges) if slopes else None
+    if not points and not edges:
+        return None
+    return CurvatureSlopes(summarise(slopes, {}) if slopes else None, dict(points), edges)
 
 
 def best_rate(losses: Mapping[float, float]) -> tuple[float, bool] | None:
-    """The rate where a parabola over log rate has the lowest loss, and whether it is an end of the grid."""
+    """The rate where a parabola over log rate has the lowest loss, and whether it is an end of the rates."""
     if len(losses) < 3:
         return None
     rates = sorted(losses)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean, median
 from typing import Any
 
@@ -59,7 +60,10 @@ class ClaimFinding:
 
 @dataclass(frozen=True)
 class Spot:
-    """A label on a task: the mean over the seeds that are done, and how many are done, failed and missing."""
+    """A label on a task: the mean over the seeds that are done, and how many are done, failed and missing.
+
+    Of a study of sets it is one on a set, of which tasks are done.
+    """
 
     value: float | None
     done: int
@@ -88,18 +92,27 @@ class Wild:
 
 
 class Findings:
-    """What the results of one study say; `study` is study.json, `cells` are the rows of results.jsonl."""
+    """What the results of one study say; `study` is study.json, `cells` are the rows of results.jsonl.
+
+    In a study of sets of adapters (`sets`) a set stands in the place of a task in `results`, and the tasks
+    that judge it in that of seeds, so that the mean over its tasks is taken first; `grid` has tasks and
+    seeds as they are.
+    """
 
     def __init__(self, study: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> None:
         self.study = study
         self.record: Mapping[str, Any] = study.get("study") or {}
         self.sets = bool(self.record.get("sets"))
-        self.results = Results(_by_set(cells) if self.sets else cells)
+        self.grid = self.results = Results(cells)
+        if self.sets:
+            self.results = Results(*_by_set(cells))
         report = self.record.get("report") or {}
         self.asked = tuple(report.get("figures") or ())
         against = report.get("against")
         self.against: str | None = against if against in self.results.labels else None
-        self.rows = tuple(self.results.row(label, self.against) for label in self.results.labels)
+        rows = (self.results.row(label, self.against) for label in self.results.labels)
+        # A set has one seed.
+        self.rows = tuple(replace(row, seeds=1) if self.sets else row for row in rows)
         self.claims = self._judge(report.get("claims") or ())
         self.related: tuple[Related, ...] = ()
         if "relevance" in self.asked and self.against:
@@ -121,6 +134,16 @@ class Findings:
             if energy_lines and "energy" in self.asked
         }
 
+    @property
+    def unit(self) -> str:
+        """What counts once: a task, or a set of adapters."""
+        return "set" if self.sets else "task"
+
+    @property
+    def part(self) -> str:
+        """What is averaged within it first."""
+        return "task" if self.sets else "seed"
+
     def lines(self, key: str) -> tuple[Line, ...]:
         """Lines of the value against a setting."""
         return lines(self.results.cells, key, lambda cell: cell.value)
@@ -137,7 +160,7 @@ class Findings:
     def failures(self) -> tuple[FailureFinding, ...]:
         """Why cells failed, in the order of the grid."""
         counts: dict[tuple[str, str], dict[str, list[int]]] = {}
-        for cell in (cell for label in self.results.labels for cell in self.results.of(label)):
+        for cell in (cell for label in self.grid.labels for cell in self.grid.of(label)):
             if cell.status == "failed":
                 reason = cell.label, cell.error or "No reason is on record."
                 counts.setdefault(reason, {}).setdefault(cell.task, []).append(cell.seed)
@@ -161,7 +184,7 @@ class Findings:
             "claims": [asdict(claim) for claim in self.claims],
             "rows": [asdict(claim) for claim in self.rows],
             "tasks": spots,
-            "examples": dict(self.results.examples),
+            "examples": dict(self.grid.examples),
             "failures": [asdict(claim) for claim in self.failures],
             "cells": {status: self.count(status) for status in ("done", "failed", "missing")},
             "relevance": {
@@ -192,7 +215,7 @@ class Findings:
             for claim in claims
         ]
         pairs = zip(claims, compared, judge_claims(compared), strict=True)
-        return tuple(_claim_finding(*pair) for pair in pairs)
+        return tuple(_claim_finding(*pair, self.unit) for pair in pairs)
 
     def _tune(self) -> None:
         methods = self.record.get("methods") or {}
@@ -224,13 +247,20 @@ class Findings:
         )
 
 
-def _by_set(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Cells with their set in the place of the task, so that the mean over its tasks is taken first."""
+def _by_set(cells: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Cells with their set in the place of the task and the number of the task in that of the seed, and over
+    how many tasks the value of a set is a mean."""
     places = {task: number for number, task in enumerate(dict.fromkeys(str(row["task"]) for row in cells))}
-    return [{**row, "task": f"set {row['seed']}", "seed": places[str(row["task"])]} for row in cells]
+    rows = [{**row, "task": f"set {row['seed']}", "seed": places[str(row["task"])]} for row in cells]
+    parts: dict[str, int] = {}
+    for (name, _), count in Counter((cell.task, cell.label) for cell in Results(rows).cells).items():
+        parts[name] = max(parts.get(name, 0), count)
+    return rows, parts
 
 
-def _claim_finding(claim: Mapping[str, Any], compared: Compared, judgement: Judgement) -> ClaimFinding:
+def _claim_finding(
+    claim: Mapping[str, Any], compared: Compared, judgement: Judgement, unit: str
+) -> ClaimFinding:
     a, b = str(claim["compare"]), str(claim["with"])
     return ClaimFinding(
         claim=str(claim["claim"]),
@@ -238,7 +268,7 @@ def _claim_finding(claim: Mapping[str, Any], compared: Compared, judgement: Judg
         against=b,
         margin=compared.margin,
         verdict=judgement.word,
-        sentence=sentence(judgement, a, b, compared),
+        sentence=sentence(judgement, a, b, compared, unit),
         difference=compared.difference,
         expects=compared.expects,
         mark=judgement.mark,

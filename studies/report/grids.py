@@ -30,6 +30,7 @@ from studies.report.wording import (
     interval,
     list_names,
     mean,
+    name_word,
     nats,
     number,
     p_value,
@@ -39,10 +40,9 @@ from studies.report.wording import (
     resting,
 )
 
-_MEANS = "mean over tasks, seeds averaged in each task first"
 # Headings that must not break.
 _MEAN, _DIFFERENCE = "mean\u00a0±\u00a0SE", "difference\u00a0[95\u00a0%]"
-_HOLLOW = " Hollow points: a cell is not done, so that the mean is over fewer tasks."
+_HOLLOW = " Hollow points: a cell is not done, so that the mean is over fewer {unit}s."
 
 # A model below so many parameters and a task below so many test examples are called small.
 _SMALL_MODEL, _SMALL_TASK = 1e9, 1000
@@ -67,6 +67,7 @@ def sections(findings: Findings) -> list[Section]:
 
 def _claims_text(findings: Findings) -> Text:
     """For each claim a sentence, and how to read it."""
+    unit = findings.unit
     paragraphs = [
         f"{claim.mark.capitalize()}: “{claim.claim}” — {claim.sentence}" for claim in findings.claims
     ]
@@ -84,15 +85,15 @@ def _claims_text(findings: Findings) -> Text:
         paragraphs.append("The study states no claim to judge; the tables say what was measured.")
     if findings.sets:
         paragraphs.append(
-            "What is called a task here is a set of adapters: its value is the mean over the tasks that "
+            "What counts once is a set of adapters, merged once: its value is the mean over the tasks that "
             "judge it."
         )
     if done and (findings.claims or findings.tuned):
         paragraphs.append(
-            "A point is a hundredth of the task's metric. Differences are paired over tasks, seeds averaged "
-            "in each task first; intervals are t intervals over tasks. Better and worse need p ≤ .05 after "
-            "Holm's adjustment over all claims here, about the same a 90 % interval inside the declared "
-            "margin. They speak of tasks like these over this base model."
+            f"A point is a hundredth of the task's metric. Differences are paired over {unit}s, "
+            f"{findings.part}s averaged in each {unit} first; intervals are t intervals over {unit}s. Better "
+            "and worse need p ≤ .05 after Holm's adjustment over all claims here, about the same a 90 % "
+            f"interval inside the declared margin. They speak of {unit}s like these over this base model."
         )
     return Text("What the numbers say", tuple(paragraphs))
 
@@ -103,7 +104,7 @@ def _claims_table(findings: Findings) -> Iterator[TableSection]:
         (
             claim.claim,
             claim.mark,
-            f"{claim.verdict}{resting(claim.rests_on)}",
+            f"{name_word(claim.verdict, findings.unit)}{resting(claim.rests_on)}",
             interval(claim.difference),
             p_value(claim.difference.p if claim.difference else None),
             p_value(claim.holm_p),
@@ -116,7 +117,7 @@ def _claims_table(findings: Findings) -> Iterator[TableSection]:
             ("claim", "mark", "word", _DIFFERENCE, "p", "Holm"),
             tuple(rows),
             "Points. Mark: whether the word is what the claim expects. Holm: p adjusted over these claims. "
-            f"With fewer than {FEW} tasks there is no word.",
+            f"With fewer than {FEW} {findings.unit}s there is no word.",
         )
 
 
@@ -133,7 +134,7 @@ def _spreads(findings: Findings) -> Iterator[str]:
                 f"{format_difference(over.smallest)} to {format_difference(over.largest)} points on average "
                 f"({count_noun(over.rows, 'row')}); "
                 f"the interval excludes zero for {over.apart} of {over.rows}."
-                + (f" {_no_trust(over.tasks)}" if over.tasks < FEW else "")
+                + (f" {_no_trust(over.tasks, findings.unit)}" if over.tasks < FEW else "")
             )
 
 
@@ -148,59 +149,67 @@ def _every_label(findings: Findings) -> TableSection:
         state = counts({"done": row.done, "failed": row.failed, "missing": row.missing})
         rows.append((row.label, mean(row.value), *compared, nats(row.loss), tasks, state))
     title = f"Every method against {against}" if against else "Every method"
-    return TableSection(title, (*columns, "loss", "tasks", "cells"), tuple(rows), _reading(findings))
+    return TableSection(
+        title, (*columns, "loss", f"{findings.unit}s", "cells"), tuple(rows), _reading(findings)
+    )
 
 
 def _reading(findings: Findings) -> str:
     """How to read the main table, and what not to compare."""
-    note = [
-        f"Mean: the task's metric in points, {_MEANS}, ± the standard error over tasks. Loss: nats a token."
-    ]
+    unit = findings.unit
+    means = f"{_means(findings)}, ± the standard error over {unit}s"
+    note = [f"Mean: the task's metric in points, {means}. Loss: nats a token."]
     if findings.against:
         note.append(
-            f"Difference: to {findings.against}, paired over the tasks where both are complete. Tie: on the "
-            "task the difference is less than one test example is worth, or zero. Each t interval is for "
-            "itself; among many rows some leave zero out by chance."
+            f"Difference: to {findings.against}, paired over the {unit}s where both are complete. Tie: on "
+            f"the {unit} the difference is less than one test example is worth, or zero. Each t interval is "
+            "for itself; among many rows some leave zero out by chance."
         )
     short = [row.label for row in findings.rows if row.tasks < row.expected]
     if short:
         note.append(
-            "Not complete, so that the mean is over fewer tasks and only the difference compares: "
+            f"Not complete, so that the mean is over fewer {unit}s and only the difference compares: "
             f"{list_names(short)}."
         )
     fewer = [row.label for row in findings.rows if row.expected < len(findings.results.tasks)]
     if fewer:
-        note.append(f"Asked on some of the tasks only: {list_names(fewer)}.")
+        note.append(f"Asked on some of the {unit}s only: {list_names(fewer)}.")
     once = [row.label for row in findings.rows if row.seeds < len(findings.results.seeds)]
-    if once:
+    if once and not findings.sets:
         note.append(f"Asked with fewer seeds, and compared on these: {list_names(once)}.")
     compared = {row.label: row.difference.tasks for row in findings.rows if row.difference}
     few = [name for name, tasks in compared.items() if tasks < FEW]
     if few and len(few) == len(compared):
-        note.append(_no_trust(max(compared.values())))
+        note.append(_no_trust(max(compared.values()), unit))
     elif few:
         note.append(
-            f"Of fewer than {FEW} tasks, so that nothing is called better, worse or the same: "
+            f"Of fewer than {FEW} {unit}s, so that nothing is called better, worse or the same: "
             f"{list_names(few)}."
         )
     return " ".join(note)
 
 
-def _no_trust(tasks: int) -> str:
-    return f"With {count_noun(tasks, 'task')} nothing is called better, worse or the same."
+def _no_trust(tasks: int, unit: str) -> str:
+    return f"With {count_noun(tasks, unit)} nothing is called better, worse or the same."
+
+
+def _means(findings: Findings) -> str:
+    unit = findings.unit
+    return f"mean over {unit}s, {findings.part}s averaged in each {unit} first"
 
 
 def _by_task(findings: Findings) -> TableSection:
     """Tasks against methods; the more numerous are the rows, so that the table is rather long than wide."""
+    unit, part = findings.unit, findings.part
     labels, tasks = findings.results.labels, findings.results.tasks
     if len(labels) > len(tasks):
         columns = ("method", *tasks)
         rows = [(label, *(_spot(findings.spot(label, task)) for task in tasks)) for label in labels]
     else:
-        columns = ("task", *labels)
+        columns = (unit, *labels)
         rows = [(task, *(_spot(findings.spot(label, task)) for label in labels)) for task in tasks]
-    note = "The task's metric in points, seeds averaged; in brackets the seeds that are not in it."
-    return TableSection("Task by task", columns, tuple(rows), note)
+    note = f"The task's metric in points, {part}s averaged; in brackets the {part}s that are not in it."
+    return TableSection(f"{unit.capitalize()} by {unit}", columns, tuple(rows), note)
 
 
 def _spot(spot: Spot | None) -> str:
@@ -218,13 +227,14 @@ def _failures(findings: Findings) -> Iterator[Section]:
         cells = "; ".join(f"{task} {', '.join(map(str, seeds))}" for task, seeds in failure.cells.items())
         rows.append((failure.label, str(sum(map(len, failure.cells.values()))), failure.error, cells))
     if rows:
-        yield TableSection("What failed", ("method", "cells", "why", "tasks and seeds"), tuple(rows))
+        places = "tasks and sets" if findings.sets else "tasks and seeds"
+        yield TableSection("What failed", ("method", "cells", "why", places), tuple(rows))
 
 
 def _figures(findings: Findings) -> Iterator[Section]:
     compared = [row for row in findings.rows if row.difference]
     if "gains" in findings.asked and findings.against and compared:
-        yield _gains(compared, findings.against)
+        yield _gains(findings, compared, findings.against)
     if findings.related and findings.against:
         yield _relevance(findings)
     if "tuning" in findings.asked and findings.tuning.get("value"):
@@ -236,18 +246,18 @@ def _figures(findings: Findings) -> Iterator[Section]:
     )
     for key, lines in findings.curves.items():
         if lines:
-            yield _curve(key, lines, findings.against, level)
+            yield _curve(findings, key, lines, level)
     for key, lines in findings.energy.items():
-        yield _energy(key, lines)
+        yield _energy(findings, key, lines)
     if findings.wild:
         yield _wild(findings.wild, findings.tuning.get("value", ()))
 
 
-def _gains(rows: Sequence[LabelRow], against: str) -> Figure:
-    title = f"Gain over {against}"
+def _gains(findings: Findings, rows: Sequence[LabelRow], against: str) -> Figure:
+    title, unit = f"Gain over {against}", findings.unit
     note = (
-        "Dot: mean difference over tasks, seeds averaged first; bar: its 95 % t interval; strokes: the "
-        f"single tasks. To the right of zero is better than {against}."
+        f"Dot: mean difference over {unit}s, {findings.part}s averaged first; bar: its 95 % t interval; "
+        f"strokes: the single {unit}s. To the right of zero is better than {against}."
     )
     return Figure(title, figures.gains(rows, against, title), note, "gains")
 
@@ -284,7 +294,7 @@ def _tuning(findings: Findings) -> Iterator[Section]:
     value, loss = findings.tuning["value"], findings.tuning["validation loss"]
     panels = [figures.Panel("value, points", value, 100.0)]
     panels += [figures.Panel("validation loss, nats a token", loss, logarithmic=True)] if loss else []
-    note = f"Each point: {_MEANS}, with the standard error over tasks.{_gaps(*value, *loss)}"
+    note = f"Each point: {_averages(findings)}.{_gaps(findings.unit, *value, *loss)}"
     yield Figure(title, figures.curves(panels, RATE, title, None), note, "tuning")
     if findings.tuned:
         note = (
@@ -313,13 +323,17 @@ def _curvature_table(slopes: CurvatureSlopes) -> TableSection:
         for name, pairs in logs.items()
     ]
     slope = slopes.slope
-    ends = "" if slope.low is None else f", 95 % t interval {number(slope.low)} to {number(slope.high)}"
+    best_rates = slopes.edges + sum(map(len, slopes.points.values()))
+    steepness = "none, since no task has three configurations"
+    if slope is not None:
+        ends = "" if slope.low is None else f", 95 % t interval {number(slope.low)} to {number(slope.high)}"
+        steepness = f"{number(slope.mean)}{ends}, {count_noun(slope.tasks, 'task')}"
     note = (
         "Curvature: the largest eigenvalue of the Hessian of the loss of 16 examples in the adapter's own "
         "parameters at its start. Best rate: by a parabola through validation losses. Geometric means over "
-        f"tasks. Slope of log rate on log curvature within tasks: {number(slope.mean)}{ends}, "
-        f"{count_noun(slope.tasks, 'task')}; −1 is expected. "
-        f"At an end of the rates tried: {count_noun(slopes.edges, 'best rate')}."
+        f"tasks. Slope of log rate on log curvature within tasks: {steepness}; −1 is expected. Left out, "
+        f"since a better one may lie outside: {slopes.edges} of {count_noun(best_rates, 'best rate')}, the "
+        "lowest or highest rate tried."
     )
     return TableSection(
         "Rates and curvature", ("method", "curvature", "best rate", "tasks"), tuple(rows), note
@@ -343,20 +357,24 @@ def _tuning_table(title: str, rows: Sequence[TuningRow], note: str) -> TableSect
     return TableSection(title, columns, tuple(table_rows), note)
 
 
-def _curve(key: str, lines: Sequence[Line], against: str | None, level: float | None) -> Figure:
+def _averages(findings: Findings) -> str:
+    return f"{_means(findings)}, with the standard error over {findings.unit}s"
+
+
+def _curve(findings: Findings, key: str, lines: Sequence[Line], level: float | None) -> Figure:
     title = f"Value by {key.replace('_', ' ')}"
     picture = figures.curves([figures.Panel("value, points", lines, 100.0)], key, title, level)
-    note = f"Each point: {_MEANS}, with the standard error over tasks.{_gaps(*lines)}"
-    if against and level is not None:
-        note += f" Dashed: {against}."
+    note = f"Each point: {_averages(findings)}.{_gaps(findings.unit, *lines)}"
+    if findings.against and level is not None:
+        note += f" Dashed: {findings.against}."
     return Figure(title, picture, note, f"curve-{key}")
 
 
-def _energy(key: str, lines: Sequence[Line]) -> Figure:
+def _energy(findings: Findings, key: str, lines: Sequence[Line]) -> Figure:
     title = f"Energy kept by {key.replace('_', ' ')}"
     note = (
         "The share of the squared norm that a truncated merge kept, or that LoRA-LEGO's centroids hold of "
-        f"the squared lengths of all units, {_MEANS}.{_gaps(*lines)}"
+        f"the squared lengths of all units, {_means(findings)}.{_gaps(findings.unit, *lines)}"
     )
     picture = figures.curves([figures.Panel("energy kept, %", lines, 100.0)], key, title, None)
     return Figure(title, picture, note, f"energy-{key}")
@@ -378,27 +396,28 @@ def _wild(wild: Wild, lines: Sequence[Line]) -> Figure:
     return Figure(title, figures.wild(lines, wild.rates, wild.ranks, title), " ".join(note), "wild")
 
 
-def _gaps(*lines: Line) -> str:
+def _gaps(unit: str, *lines: Line) -> str:
     """What is to be said of points that are not of all tasks, and of those that are not there."""
-    note = _HOLLOW if any(not point.whole for line in lines for point in line.points) else ""
+    hollow = any(not point.whole for line in lines for point in line.points)
+    note = _HOLLOW.format(unit=unit) if hollow else ""
     gaps = [
         f"{line.label} at {', '.join(f'{x:g}' for x in line.left_out)}" for line in lines if line.left_out
     ]
     gaps = list(dict.fromkeys(gaps))
-    return note + (f" Left out, since no task is complete there: {list_names(gaps)}." if gaps else "")
+    return note + (f" Left out, since no {unit} is complete there: {list_names(gaps)}." if gaps else "")
 
 
 def _size(findings: Findings) -> str:
     """How many tasks, seeds and adapters over which base, and whether that is small."""
     base, adapters = findings.study.get("base") or {}, findings.study.get("adapters") or {}
-    examples = list(findings.results.examples.values())
+    examples = list(findings.grid.examples.values())
     name = str(base.get("name") or "unknown")
     parameters = _parameters(name)
     model, tasks = _a_model(parameters), _some_tasks(examples)
     text = f"{model} and {tasks}"
     complete = (
-        f"{count_noun(len(findings.results.tasks), 'task')}{_each(examples)}, "
-        f"{count_noun(len(findings.results.seeds), 'seed')}, "
+        f"{count_noun(len(findings.grid.tasks), 'task')}{_each(examples)}, "
+        f"{count_noun(len(findings.grid.seeds), 'set' if findings.sets else 'seed')}, "
         f"{count_noun(len(adapters), 'adapter') + ', ' if adapters else ''}base model {name}: {text}."
     )
     if "small" in text:
@@ -439,11 +458,12 @@ def _some_tasks(examples: Sequence[int]) -> str:
 def _run(findings: Findings) -> TableSection:
     study, record = findings.study, findings.record
     base, steps = study.get("base") or {}, study.get("steps") or {}
-    seeds = record.get("seeds") or findings.results.seeds
+    seeds = record.get("seeds") or findings.grid.seeds
     state = {status: findings.count(status) for status in ("done", "failed", "missing")}
     rows = {
         "base model": _with_digest(base.get("name"), base.get("digest")),
-        "tasks": count_noun(len(findings.results.tasks), "task"),
+        "tasks": count_noun(len(findings.grid.tasks), "task"),
+        **({"sets": count_noun(len(seeds), "set")} if findings.sets else {}),
         "seeds": list_names([str(seed) for seed in seeds]),
         "adapters": count_noun(len(adapters), "adapter") if (adapters := study.get("adapters")) else "",
         "cells": counts(state),
@@ -478,8 +498,8 @@ def _device(study: Mapping[str, Any]) -> str:
 def _task_table(findings: Findings) -> TableSection:
     tasks = findings.study.get("tasks") or {}
     rows = []
-    for name in tasks if findings.sets else dict.fromkeys((*findings.results.tasks, *tasks)):
-        task, examples = tasks.get(name) or {}, findings.results.examples.get(name)
+    for name in dict.fromkeys((*findings.grid.tasks, *tasks)):
+        task, examples = tasks.get(name) or {}, findings.grid.examples.get(name)
         texts = [str(task.get(key) or NOTHING) for key in ("group", "metric", "license")]
         digest = str(task.get("digest") or NOTHING)[:_DIGEST]
         rows.append((name, *texts[:2], f"{examples:,}" if examples else NOTHING, texts[2], digest))

@@ -140,7 +140,7 @@ def _tasks(claim: Compared) -> tuple[str, ...]:
 def _without(claim: Compared, task: str) -> Compared:
     gaps = dict(claim.difference.by_task) if claim.difference else {}
     gaps.pop(task, None)
-    return Compared(summarise(gaps, {}) if gaps else None, claim.margin)
+    return Compared(summarise(gaps, {}, sign_flips=False) if gaps else None, claim.margin)
 
 
 def _left_out(difference: Difference | None) -> tuple[float, float] | None:

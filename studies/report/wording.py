@@ -26,15 +26,15 @@ from studies.report.judging import (
 from studies.report.judging import NOTHING as NO_TASK
 
 NOTHING = "—"
-# By the word of `studies.report.judging`; {a} and {b} are compared.
+# By the word of `studies.report.judging`; {a} and {b} are compared, over units such as tasks.
 VERDICTS: Mapping[str, str] = {
-    NO_TASK: "No task has complete results for both ‘{a}’ and ‘{b}’, so nothing can be said.",
+    NO_TASK: "No {unit} has complete results for both ‘{a}’ and ‘{b}’, so nothing can be said.",
     ONE: (
-        "On the one task that both have, ‘{a}’ differs from ‘{b}’ by {mean} points; "
-        "one task gives no interval."
+        "On the one {unit} that both have, ‘{a}’ differs from ‘{b}’ by {mean} points; "
+        "one {unit} gives no interval."
     ),
     TOO_FEW: (
-        "‘{a}’ less ‘{b}’ is between {low} and {high} points; with {tasks} nothing is called better, worse "
+        "‘{a}’ less ‘{b}’ is between {low} and {high} points; with {units} nothing is called better, worse "
         "or the same."
     ),
     BETTER: "‘{a}’ is better than ‘{b}’{rests}.",
@@ -42,7 +42,7 @@ VERDICTS: Mapping[str, str] = {
     LITTLE_BETTER: "‘{a}’ is better than ‘{b}’, by less than the margin of {margin}{rests}.",
     LITTLE_WORSE: "‘{a}’ is worse than ‘{b}’, by less than the margin of {margin}{rests}.",
     EQUAL: "‘{a}’ and ‘{b}’ are about the same, within the margin of {margin}{rests}.",
-    SAME: "‘{a}’ and ‘{b}’ are the same on every task{rests}.",
+    SAME: "‘{a}’ and ‘{b}’ are the same on every {unit}{rests}.",
     UNTOLD: (
         "Which of ‘{a}’ and ‘{b}’ is better cannot be told: the difference is between {low} and {high} "
         "points."
@@ -121,12 +121,13 @@ def resting(names: Sequence[str]) -> str:
     return f" (rests on {list_names(names, 3)})" if names else ""
 
 
-def sentence(judgement: Judgement, a: str, b: str, compared: Compared) -> str:
-    """What a claim's numbers allow to say, then the numbers."""
+def sentence(judgement: Judgement, a: str, b: str, compared: Compared, unit: str = "task") -> str:
+    """What a claim's numbers allow to say, then the numbers; `unit` is what counts once."""
     difference, template = compared.difference, VERDICTS[judgement.word]
     if difference is None:
-        return template.format(a=a, b=b)
+        return template.format(a=a, b=b, unit=unit)
     low, high = difference.low or 0.0, difference.high or 0.0
+    units = count_noun(difference.tasks, unit)
     text = template.format(
         a=a,
         b=b,
@@ -134,19 +135,25 @@ def sentence(judgement: Judgement, a: str, b: str, compared: Compared) -> str:
         low=format_difference(low),
         high=format_difference(high),
         margin=level(compared.margin),
-        tasks=count_noun(difference.tasks, "task"),
+        unit=unit,
+        units=units,
         rests=resting(judgement.rests_on),
     )
     if difference.low is None or difference.high is None:
-        return f"{text} It says nothing about other tasks."
+        return f"{text} It says nothing about other {unit}s."
     return (
         f"{text} Mean difference {format_difference(difference.mean)} points, "
         f"95 % interval {format_difference(low)} to {format_difference(high)}, "
         f"p {p_value(difference.p)}, by Holm {p_value(judgement.holm_p)}, by sign flips "
-        f"{p_value(difference.sign_flip_p)}; with any one task left out {span(judgement.left_out)}. "
-        f"Over {count_noun(difference.tasks, 'task')}: "
+        f"{p_value(difference.sign_flip_p)}; with any one {unit} left out {span(judgement.left_out)}. "
+        f"Over {units}: "
         f"won on {difference.wins}, tied on {difference.ties}, lost on {difference.losses}."
     )
+
+
+def name_word(word: str, unit: str) -> str:
+    """The word of a judgement where `unit` is what counts once."""
+    return word.replace("task", unit) if word in (ONE, TOO_FEW) else word
 
 
 def rate(value: float) -> str:

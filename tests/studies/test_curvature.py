@@ -50,6 +50,7 @@ def _rows() -> list[dict[str, object]]:
 def test_slopes_are_within_tasks() -> None:
     found = relate_curvature(Results(_rows()), {})
     assert found is not None
+    assert found.slope is not None
     assert found.slope.by_task == pytest.approx({"a": -1.0, "b": -0.5})
     assert found.edges == 0
     study = {"study": {"report": {"figures": ["curvature"]}}}
@@ -57,6 +58,40 @@ def test_slopes_are_within_tasks() -> None:
     assert isinstance(table, TableSection)
     assert [row[1] for row in table.rows] == ["10", "20", "40"]
     assert "within tasks: −0.75, 95 % t interval −3.93 to 2.43, 2 tasks; −1 is expected." in table.note
+    assert "Left out, since a better one may lie outside: 0 of 6 best rates," in table.note
+
+
+def test_best_rates_at_an_end_of_those_tried_are_left_out_of_slopes_and_counted() -> None:
+    """Rank 8 wants a rate below all that were tried, so that its best one would flatten the slope."""
+    beyond = [
+        {
+            **row,
+            "settings": {"rank": 8, "learning_rate": rate},
+            "detail": {"curvature": 80.0, "valid_loss": loss},
+        }
+        for row in _rows()[:1]
+        for rate, loss in _losses(2e-3 / 64).items()
+    ]
+    found = relate_curvature(Results([*_rows(), *beyond]), {})
+    assert found is not None
+    assert found.slope is not None
+    assert found.slope.by_task == pytest.approx({"a": -1.0, "b": -0.5})
+    assert found.edges == 1
+    assert [len(pairs) for pairs in found.points.values()] == [3, 3]
+    study = {"study": {"report": {"figures": ["curvature"]}}}
+    rows = [*_rows(), *beyond]
+    table = next(part for part in sections(Findings(study, rows)) if part.title == "Rates and curvature")
+    assert isinstance(table, TableSection)
+    assert "1 of 7 best rates" in table.note
+    # With two configurations left there is no slope on a task.
+    few = [row for row in rows if row["task"] == "a" and row["settings"]["rank"] != 1]  # type: ignore[index]
+    found = relate_curvature(Results(few), {})
+    assert found is not None
+    assert (found.slope, found.edges) == (None, 1)
+    table = next(part for part in sections(Findings(study, few)) if part.title == "Rates and curvature")
+    assert isinstance(table, TableSection)
+    assert "within tasks: none, since no task has three configurations;" in table.note
+    assert relate_curvature(Results([{**row, "detail": {}} for row in few]), {}) is None
 
 
 def test_curvature_is_measured_once_for_all_rates() -> None:

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from studies.run import MARKDOWN, PICTURES, report
+from catalog.errors import UsageError
+from studies.design import Study
+from studies.file import read_study
+from studies.run import FACTS, MARKDOWN, PICTURES, report
 from tools import published, study_pages
 
 ANEW = "run `python -m tools.documents` to write it anew"
@@ -36,8 +39,25 @@ def test_results_are_whole_and_those_of_the_study_as_it_stands(folder: Path) -> 
     facts = json.loads((folder / "study.json").read_text("utf-8"))
     file = files("studies").joinpath(f"{folder.name}.yaml").read_bytes()
     assert facts["file_sha256"] == hashlib.sha256(file).hexdigest()
+    assert Study.model_validate(facts["study"]) == read_study(folder.name).study
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text("utf-8").splitlines()]
     assert "missing" not in {row["status"] for row in rows}
+
+
+def test_new_words_of_a_study_are_taken_over_and_nothing_else(tmp_path: Path) -> None:
+    recorded = (study_pages.RESULTS / "recycling" / FACTS).read_text("utf-8")
+    (tmp_path / "recycling").mkdir()
+    file = tmp_path / "recycling" / FACTS
+    facts = json.loads(recorded)
+    facts["study"]["report"]["claims"][0]["claim"], facts["file_sha256"] = "Other words", "0"
+    file.write_text(json.dumps(facts))
+    study_pages.take_words(file.parent)
+    assert json.loads(file.read_text("utf-8")) == json.loads(recorded)
+    facts["study"]["methods"]["new LoRA"]["steps"] += 1
+    file.write_text(json.dumps(facts))
+    with pytest.raises(UsageError, match="The study recycling is another than that of its results"):
+        study_pages.take_words(file.parent)
+    assert json.loads(file.read_text("utf-8")) == facts
 
 
 def test_documents_quote_the_reports() -> None:

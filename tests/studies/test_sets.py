@@ -12,6 +12,8 @@ from catalog.errors import UsageError
 from studies.design import Study, all_labels
 from studies.grid import GridCell, _GridBuilder
 from studies.report.findings import Findings
+from studies.report.grids import sections as sections_of
+from studies.report.page import TableSection
 
 TASKS = {name: SimpleNamespace(name=name, digest=name, group="g", metric="accuracy") for name in "abcdefgh"}
 ADAPTERS = {
@@ -94,6 +96,164 @@ def test_a_set_counts_once_however_many_tasks_judge_it() -> None:
     row = next(row for row in findings.rows if row.label == "average | set, judged=own")
     assert row.difference is not None
     assert row.difference.by_task == pytest.approx({"set 0": 0.005, "set 1": 0.11})
+
+
+def test_sets_that_a_task_makes_impossible_are_said() -> None:
+    with pytest.raises(UsageError, match="A set has two adapters of a; name one of each task"):
+        _cells(_study(sets={"size": 3, "others": 2, "named": [["a", "a2", "b"]]}))
+    with pytest.raises(UsageError, match="to be judged on 6 other tasks, and the study has 5"):
+        _cells(_study(sets={"size": 3, "others": 6}))
+
+
+FILE = """study: s
+title: T
+base: org/base
+tasks: {}
+adapters: {}
+seeds: [0, 1]
+sets:
+  size: 2
+  others: 1
+  named:
+    - [a, b]
+    - [c, d]
+pools:
+  set: {by: set}
+methods:
+  average:
+    use: merge
+    method: average
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        (
+            "seeds: [0, 1]",
+            "seeds: [0]",
+            12,
+            "2 sets are named, and a set needs a seed of its own; there are 1",
+        ),
+        ("seeds: [0, 1]", "seeds: [0, 0]", 6, "the seed 0 is given twice"),
+        ("- [c, d]", "- [c, d, e]", 12, "it names 3 adapters, and the size is 2"),
+        ("- [c, d]", "- [c, c]", 12, "it names c twice"),
+        ("{by: set}", "{by: set, k: 3}", 14, "has the members of the set; remove k"),
+        ("{by: set}", "{by: set, own: first}", 14, "has the members of the set; remove own"),
+        ("method: average", "method: average\n    tasks: [a]", 19, "remove tasks"),
+        (FILE[FILE.index("sets:") : FILE.index("pools:")], "", 8, "a pool by set requires sets"),
+    ],
+)
+def test_what_a_study_of_sets_would_drop_is_said_with_its_line(
+    old: str, new: str, line: int, words: str, tmp_path: Path
+) -> None:
+    from studies.file import read_study
+
+    path = tmp_path / "study.yaml"
+    path.write_text(FILE)
+    assert read_study(str(path)).study.sets is not None
+    assert FILE.count(old) == 1
+    path.write_text(FILE.replace(old, new))
+    with pytest.raises(UsageError, match=f"study.yaml line {line}: ") as error:
+        read_study(str(path))
+    assert words in str(error.value)
+
+
+def _row(method: str, task: str, seed: int, value: float | None, judged: str) -> dict[str, Any]:
+    return {
+        "task": task,
+        "seed": seed,
+        "method": method,
+        "pool": None if method == "base" else "set",
+        "settings": {"judged": judged},
+        "status": "done" if value is not None else "failed",
+        "error": None if value is not None else "It diverged.",
+        "value": value,
+        "n": 50,
+    }
+
+
+def test_the_report_of_sets_counts_sets_and_tasks_as_they_are() -> None:
+    """Ten sets of three tasks and two others of eight; one cell failed."""
+    study = _study(
+        seeds=list(range(10)),
+        report={
+            "against": "base, judged=own",
+            "claims": [
+                {
+                    "claim": "Averages help",
+                    "compare": "average | set, judged=own",
+                    "with": "base, judged=own",
+                    "expects": "better",
+                },
+                {
+                    "claim": "Elsewhere too",
+                    "compare": "average | set, judged=others",
+                    "with": "base, judged=others",
+                    "expects": "better",
+                },
+            ],
+        },
+    )
+    tasks = {name: {"digest": name, "group": "g", "license": "mit", "metric": "accuracy"} for name in TASKS}
+    facts = {"study": study.model_dump(mode="json", by_alias=True), "tasks": tasks, "base": {"name": "b"}}
+    cells = []
+    for seed in range(10):
+        for judged, places in (("own", range(3)), ("others", range(3, 5))):
+            for place in places:
+                task = "abcdefgh"[(seed + place) % 8]
+                cells.append(_row("base", task, seed, 0.5, judged))
+                gain = 0.1 + 0.01 * seed if judged == "own" else (0.02 if place == 3 and seed else 0.0)
+                failed = (seed, judged, place) == (9, "others", 4)
+                cells.append(_row("average", task, seed, None if failed else 0.5 + gain, judged))
+    findings = Findings(facts, cells)
+    sections = {section.title: section for section in sections_of(findings)}
+    text = "\n".join(sections["What the numbers say"].paragraphs)  # type: ignore[union-attr]
+    assert "with any one set left out" in text
+    assert "Over 10 sets: won on 10, tied on 0, lost on 0." in text
+    # A hundredth on a set is one of its two other tasks' fifty examples: no tie.
+    assert "Over 9 sets: won on 8, tied on 1, lost on 0." in text
+    assert "paired over sets, tasks averaged in each set first; intervals are t intervals over sets" in text
+    main = sections["Every method against base, judged=own"]
+    assert isinstance(main, TableSection)
+    assert main.columns[-2:] == ("sets", "cells")
+    assert "fewer seeds" not in main.note
+    assert [row[-2] for row in main.rows] == ["10", "10", "10", "9 of 10"]
+    failed = sections["What failed"]
+    assert isinstance(failed, TableSection)
+    assert failed.columns[-1] == "tasks and sets"
+    assert failed.rows[0][-1] == "f 9"
+    size = sections["How large this is"].paragraphs[0]  # type: ignore[union-attr]
+    assert size.startswith("8 tasks of 50 test examples, 10 sets, ")
+    run = dict(row for row in sections["What was run"].rows)  # type: ignore[union-attr]
+    assert (run["tasks"], run["sets"]) == ("8 tasks", "10 sets")
+    assert [row[3] for row in sections["The tasks"].rows] == ["50"] * 8  # type: ignore[union-attr]
+    assert "Set by set" in sections
+    document = findings.summary()
+    assert {row["seeds"] for row in document["rows"]} == {1}
+    assert document["examples"] == dict.fromkeys(document["examples"], 50)
+    assert set(document["examples"]) == set(TASKS)
+    assert document["failures"][0]["cells"] == {"f": [9]}
+
+
+def test_too_few_sets_are_called_sets() -> None:
+    study = _study(
+        report={
+            "claims": [
+                {"claim": "C", "compare": "average | set, judged=own", "with": "base, judged=own"},
+            ]
+        }
+    )
+    cells = [
+        _row(method, task, seed, 0.5 + 0.1 * seed * (method != "base"), "own")
+        for method in ("base", "average")
+        for seed in (0, 1)
+        for task in "abc"
+    ]
+    facts = {"study": study.model_dump(mode="json", by_alias=True)}
+    sections = {section.title: section for section in sections_of(Findings(facts, cells))}
+    assert "with 2 sets nothing is called" in sections["What the numbers say"].paragraphs[0]  # type: ignore[union-attr]
+    assert sections["Claims and marks"].rows[0][2] == "too few sets"  # type: ignore[union-attr]
 
 
 def test_the_study_that_comes_along_is_of_twenty_sets() -> None:
