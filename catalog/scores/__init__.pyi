@@ -1,6 +1,5 @@
 from .files import read_scores, write_scores
 from .inference import MeanTest, left_out_means, mean_test, sign_flip_p
-from .intervals import paired_bootstrap
 from .matrix import Ranking, ScoreMatrix, by_score, prior, score_matrix
 from .metrics import (
     EXACT_MATCH,
@@ -69,7 +68,6 @@ __all__ = [
     "metric_of",
     "pack_bitmap",
     "pack_margins",
-    "paired_bootstrap",
     "paired_test",
     "prior",
     "race",

@@ -8,13 +8,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
 from catalog.errors import NotFoundError, UsageError
+from catalog.scores import holm
+from studies.report.judging import BETTER, LITTLE_BETTER
 from studies.report.page import Figure, TableSection, Text
 from tests.shared_data import data, shared
 from tools.published import PARTS, Row, digests, sections
-from tools.published.quoted import QUOTED, Quoted, find_figure
+from tools.published.claims import PAPER, judge
+from tools.published.quoted import QUOTED, Quoted, find_figure, make_row
 
 QV = ["q_proj", "v_proj"]
 ALL = [*QV, "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -131,7 +136,9 @@ def test_adapters_alone_by_hand(small_parts: dict[str, list[Row]]) -> None:
     best = found(rows, "best of the 100 samples", "less base")
     assert (best["value"], best["low"], best["high"], best["tasks"]) == pytest.approx((0.2, 0.2, 0.2, 2))
     new = found(rows, "best of the 100 samples", "less new LoRA")
-    assert (new["value"], new["low"], new["high"]) == pytest.approx((0.2, 0.1, 0.3))
+    # .1 and .3: an error of .1, and t of one degree of freedom is 12.7062.
+    assert (new["value"], new["low"], new["high"]) == pytest.approx((0.2, -1.07062, 1.47062))
+    assert new["by_task"] == pytest.approx({"anli": 0.1, "rte": 0.3})
     # anli: the same order and distances; rte: .08 / sqrt(.08 * .14), and ranks 2 3 1 against 1 3 2.
     pearson = (1 + 0.08 / (0.08 * 0.14) ** 0.5) / 2
     assert value(rows, "correlation of 100 samples and test, median task") == pytest.approx(pearson)
@@ -147,9 +154,14 @@ def test_merges_are_paired_with_base_and_new_lora(small_parts: dict[str, list[Ro
     assert value(rows, average, "score") == pytest.approx(1.75 / 3)
     # .1 .1 .2 against .5 .6 .25, 0 .2 -.05 against .6 .5 .5.
     less = found(rows, average, "less zero-shot")
-    assert (less["value"], less["low"], less["high"], less["tasks"]) == pytest.approx((0.4 / 3, 0.1, 0.2, 3))
+    # Gains .1 .1 .2: an error of 1/30, and t of two degrees of freedom is 4.302653.
+    ends = 0.4 / 3 - 4.302653 / 30, 0.4 / 3 + 4.302653 / 30
+    assert (less["value"], less["low"], less["high"], less["tasks"]) == pytest.approx((0.4 / 3, *ends, 3))
     less = found(rows, average, "less new LoRA")
-    assert (less["value"], less["low"], less["high"]) == pytest.approx((0.05, -0.05, 0.2))
+    # 0 .2 -.05: a variance of .0175.
+    half = 4.302653 * (0.0175 / 3) ** 0.5
+    assert (less["value"], less["low"], less["high"]) == pytest.approx((0.05, 0.05 - half, 0.05 + half))
+    assert less["by_task"] == pytest.approx({"anli": 0.0, "rte": 0.2, "sst": -0.05})
     assert value(rows, own, "less the same without it") == pytest.approx(0.1 / 3)
     assert value(rows, average, "score, zero-shot by name") == pytest.approx(0.65)
     assert found(rows, average, "score, zero-shot by name")["tasks"] == 2
@@ -212,35 +224,63 @@ def test_the_report_is_made_of_the_rows_that_are_there(small_parts: dict[str, li
     assert sections([]) == []
 
 
-def made_row(low: float, high: float) -> Row:
-    row = ("merged", "simple average", "less new LoRA")
-    return Row(
-        part=row[0],
-        row=row[1],
-        column=row[2],
-        value=0.5 * (low + high),
-        low=low,
-        high=high,
-        published=None,
-        tasks=9,
-    )
+def first_claim(*gaps: float) -> Row:
+    """The row of the first claim of the paper, of these differences."""
+    claim = PAPER[0]
+    by_task = {f"t{n}": gap for n, gap in enumerate(gaps)}
+    return make_row(*claim.key, float(np.mean(gaps)), tasks=len(gaps), by_task=by_task)
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "way", "numbers", "zero"),
+    ("gaps", "way", "numbers", "mark"),
     [
-        (0.01, 0.03, "is above", "+0.020 [+0.010, +0.030]", "excludes"),
-        (-0.03, -0.01, "is below", "−0.020 [−0.030, −0.010]", "excludes"),
-        (-0.01, 0.03, "cannot be told from", "+0.010 [−0.010, +0.030]", "holds"),
-        (0.0, 0.02, "cannot be told from", "+0.010 [0.000, +0.020]", "holds"),
+        # An error of .001 beside a mean of .05, Holm's 14 claims included.
+        ([0.048, 0.052] * 4, "is above", "+0.050 [+0.048, +0.052]", "contradicted"),
+        ([-0.048, -0.052] * 4, "is below", "−0.050 [−0.052, −0.048]", "confirmed"),
+        ([-0.1, 0.12] * 4, "cannot be told from", "+0.010 [−0.088, +0.108]", "open"),
+        ([-0.01, 0.012] * 4, "is about the same as", "+0.001 [−0.009, +0.011]", "confirmed"),
+        ([0.009, 0.011] * 4, "is above, by less than the margin,", "+0.010 [+0.009, +0.011]", "open"),
+        # Alone this would be better: p .015, by Holm .21.
+        ([0.0, 0.1] * 4, "cannot be told from", "+0.050 [+0.005, +0.095]", "open"),
+        ([0.05, 0.06], "is of too few tasks to be told from", "+0.055 [−0.009, +0.119]", "open"),
     ],
 )
-def test_what_is_said_follows_the_interval(
-    low: float, high: float, way: str, numbers: str, zero: str
+def test_what_is_said_follows_the_test_over_the_family(
+    gaps: list[float], way: str, numbers: str, mark: str
 ) -> None:
-    (text,) = (section for section in sections([made_row(low, high)]) if isinstance(section, Text))
-    message = f"{way} a new LoRA of 10 samples: {numbers} over 9 tasks; the interval {zero} zero."
-    assert any(f"The simple average of 30 adapters {message}" in section for section in text.paragraphs)
+    made = sections([first_claim(*gaps)])
+    text = next(section for section in made if isinstance(section, Text))
+    message = f"The simple average of 30 adapters {way} a new LoRA of 10 samples: {numbers} over "
+    assert any(message in paragraph for paragraph in text.paragraphs)
+    table = next(section for section in made if isinstance(section, TableSection))
+    first, *others = table.rows
+    assert first[1] == mark
+    assert [row[2] for row in others] == ["nothing to compare"] * (len(PAPER) - 1)
+
+
+def test_claims_are_judged_as_those_of_studies_are() -> None:
+    rng = np.random.default_rng(0)
+    gaps = {claim.key: dict(enumerate(rng.normal(0.02, 0.03, size=23))) for claim in PAPER}
+    ps = [ttest_1samp(list(values.values()), 0).pvalue for values in gaps.values()]
+    judged = judge(PAPER, {key: {str(n): gap for n, gap in values.items()} for key, values in gaps.items()})
+    assert [row.judgement.holm_p for row in judged] == pytest.approx(holm(ps))
+    for row in judged:
+        assert (row.judgement.word in (BETTER, LITTLE_BETTER)) == (
+            row.judgement.holm_p is not None and row.judgement.holm_p <= 0.05
+        )
+
+
+def test_a_word_that_falls_without_a_task_rests_on_it() -> None:
+    gaps = [0.05, 0.04, -0.03, 0.06, 0.02, 0.05, 0.01, 0.03]
+    (judged,) = judge(PAPER[:1], {PAPER[0].key: {f"t{n}": gap for n, gap in enumerate(gaps)}})
+    expected = []
+    for n in range(8):
+        rest = gaps[:n] + gaps[n + 1 :]
+        if ttest_1samp(rest, 0).pvalue > 0.05:
+            expected.append(f"t{n}")
+    assert judged.judgement.word == BETTER
+    assert judged.judgement.rests_on == tuple(expected)
+    assert 0 < len(expected) < 8
 
 
 def test_a_figure_agrees_when_it_is_the_number_rounded() -> None:
@@ -348,7 +388,12 @@ def test_the_page_holds_the_tables_of_the_rows() -> None:
     page = (Path(__file__).parents[2] / "docs" / "results" / "published.md").read_text(encoding="utf-8")
     parts = ("alone", "merged", "relevance")
     rows = [row for part in parts for row in recycling_rows(part)]
-    tables = [section for section in sections(rows) if isinstance(section, TableSection)]
+    # Claims are of all parts together.
+    tables = [
+        section
+        for section in sections(rows)
+        if isinstance(section, TableSection) and not section.title.startswith("Claims ")
+    ]
     lines = [
         "| " + " | ".join(cell or " " for cell in row) + " |" for section in tables for row in section.rows
     ]

@@ -9,7 +9,7 @@ import pytest
 
 from tests.shared_data import data, shared
 from tools.bench.retrieval import main
-from tools.published.leaderboard import METRICS, STRATEGIES, judge
+from tools.published.leaderboard import METRICS, STRATEGIES, judge_rule
 from tools.published.tables import RankTask, SampleMeter, load
 
 TASKS = ("anli", "arc", "cola", "rte", "sst")
@@ -102,7 +102,7 @@ def test_a_cell_is_sold_once_and_adds_up_to_what_was_published(tmp_path: Path) -
 
 def test_the_oracle_is_perfect_and_random_costs_nothing(tmp_path: Path) -> None:
     task = named(load(tables(tmp_path / "t")), "rte")
-    rows = {strategy.name: judge(strategy, task, 1) for strategy in STRATEGIES}
+    rows = {strategy.name: judge_rule(strategy, task, 1) for strategy in STRATEGIES}
     assert rows["oracle"]["nDCG@30"] == pytest.approx(1)
     assert rows["random"]["spent"] == 0
     assert rows["random"]["mean@30"] == pytest.approx(task.values.mean())

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from catalog.errors import LoradexError
 from catalog.pictures.canvas import save
+from tools.published.claims import RAW
 from tools.published.leaderboard import (
     BLIND,
     METRICS,
     RANDOM,
-    RAW,
     STRATEGIES,
     Results,
     judge_all,

@@ -4,12 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from studies.report.page import Text
+from catalog.pictures import count_noun
+from studies.report.comparing import Difference
+from studies.report.judging import (
+    BETTER,
+    EQUAL,
+    LITTLE_BETTER,
+    LITTLE_WORSE,
+    ONE,
+    SAME,
+    TOO_FEW,
+    UNTOLD,
+    WORSE,
+)
+from studies.report.page import TableSection, Text
+from studies.report.wording import p_value, resting
+from tools.published.claims import (
+    CHOICE,
+    LITTLE,
+    MARGIN,
+    OWN,
+    PAPER,
+    TRANSFER,
+    JudgedClaim,
+    PublishedClaim,
+    judge,
+)
 from tools.published.quoted import HEADLINE, Row, find_figure
 
 _NOTHING = "—"
-_OWN = ", own LoRA among them"
-_RAW = "all x 100: raw"
 _CHOSEN = HEADLINE["adaptive merge of 30 chosen, own LoRA left out"]
 _CHOSEN_OWN = HEADLINE["adaptive merge of 30 chosen, own LoRA among them"]
 _RANDOM_OWN = HEADLINE["adaptive merge of 30 at random, own LoRA among them"]
@@ -50,39 +73,112 @@ def format_row(row: Row) -> str:
         decimals = 0
     elif low is not None:
         decimals = 3
+    if row["column"] == "samples":
+        decimals = 0
     text = number(value, decimals, signed=signed)
     if low is None or high is None:
         return text
     return f"{text} [{number(low, decimals, signed=signed)}, {number(high, decimals, signed=signed)}]"
 
 
-def _compare(book: Book, part: str, name: str, column: str, subject: str, other: str) -> list[str]:
-    """A sentence on a difference: which way it goes, or that it cannot be told, and the numbers."""
-    row = book.get(part, name, column)
-    if row is None or row["low"] is None or row["high"] is None:
-        return []
-    way, zero = "cannot be told from", "the interval holds zero"
-    if row["low"] > 0 or row["high"] < 0:
-        way, zero = ("is above" if row["low"] > 0 else "is below"), "the interval excludes zero"
-    return [f"{subject} {way} {other}: {format_row(row)} over {row['tasks']} tasks; {zero}."]
+# By the word of `studies.report.judging`, between the two that a claim compares.
+_WAYS = {
+    BETTER: "is above",
+    WORSE: "is below",
+    LITTLE_BETTER: "is above, by less than the margin,",
+    LITTLE_WORSE: "is below, by less than the margin,",
+    EQUAL: "is about the same as",
+    SAME: "is the same on every task as",
+    UNTOLD: "cannot be told from",
+    TOO_FEW: "is of too few tasks to be told from",
+    ONE: "is of one task, too few to be told from",
+}
+
+
+def judge_book(book: Book, family: Sequence[PublishedClaim]) -> list[JudgedClaim]:
+    """The claims of a family by the rows that are there."""
+    rows = ((claim.key, book.get(*claim.key)) for claim in family)
+    return judge(family, {key: row["by_task"] for key, row in rows if row and "by_task" in row})
+
+
+def _sentences(judged: Sequence[JudgedClaim]) -> list[str]:
+    """A sentence for each claim that has results: which way it goes, or that it cannot be told."""
+    sentences = []
+    for row in judged:
+        difference, judgement, claim = row.difference, row.judgement, row.claim
+        if difference is None:
+            continue
+        subject = f"{claim.subject[0].upper()}{claim.subject[1:]}"
+        ps = f"p {p_value(difference.p)}, by Holm {p_value(judgement.holm_p)}"
+        sentences.append(
+            f"{subject} {_WAYS[judgement.word]} {claim.other}{resting(judgement.rests_on)}: "
+            f"{format_gap(difference)} over {count_noun(difference.tasks, 'task')}, {ps}."
+        )
+    return sentences
+
+
+def format_gap(difference: Difference) -> str:
+    """A mean difference with its interval: +0.109 [+0.070, +0.149]."""
+    text = number(difference.mean, signed=True)
+    if difference.low is None or difference.high is None:
+        return text
+    return f"{text} [{number(difference.low, signed=True)}, {number(difference.high, signed=True)}]"
+
+
+def claims_table(book: Book, title: str, family: Sequence[PublishedClaim]) -> TableSection | None:
+    """The claims of a family with marks and numbers; None where none has results."""
+    judged = judge_book(book, family)
+    if not any(row.difference for row in judged):
+        return None
+    rows = []
+    for row in judged:
+        difference = row.difference
+        rows.append(
+            (
+                row.claim.statement,
+                row.judgement.mark,
+                f"{row.judgement.word}{resting(row.judgement.rests_on)}",
+                _NOTHING if difference is None else format_gap(difference),
+                _NOTHING if difference is None else str(difference.tasks),
+                p_value(difference.p if difference else None),
+                p_value(row.judgement.holm_p),
+            )
+        )
+    columns = ("claim", "mark", "word", "difference\u00a0[95\u00a0%]", "tasks", "p", "Holm")
+    return TableSection(title, columns, tuple(rows), _CLAIMS_NOTE)
+
+
+_CLAIMS_NOTE = (
+    "Differences are paired over tasks, with 95 % t intervals. Better and worse need p ≤ .05 of the t test "
+    "after Holm's adjustment over the claims of this table, about the same a 90 % t interval inside "
+    f"±{MARGIN:g}. Mark: whether the word is what the claim says."
+)
 
 
 def claims(book: Book) -> Text | None:
+    judged = {row.claim: row for row in judge_book(book, PAPER)}
+    little, choice, transfer = (
+        _sentences([judged[claim] for claim in family]) for family in (LITTLE, CHOICE, TRANSFER)
+    )
     paragraphs = [
         " ".join([head, *sentences, tail])
         for head, sentences, tail in (
             (
                 "1. Recycling gives little over a new LoRA: answered for merges without training alone.",
-                _little(book),
+                [*little, *_new_alone(book)],
                 _REST[0],
             ),
             (
                 "2. Which adapters are chosen hardly matters: answered for adapters alone, not for merges.",
-                _choice(book),
+                choice,
                 _REST[1],
             ),
             ("3. Random parameters do as well: not answered.", [], _REST[2]),
-            ("4. Relevant adapters transfer: answered in part.", _transfer(book), _REST[3]),
+            (
+                "4. Relevant adapters transfer: answered in part.",
+                [*transfer, *_going_together(book)],
+                _REST[3],
+            ),
         )
     ]
     return (
@@ -112,99 +208,26 @@ _REST = (
 )
 
 
-def _little(book: Book) -> list[str]:
-    new = "a new LoRA of 10 samples"
-    sentences = [
-        *_compare(
-            book, "merged", "simple average", "less new LoRA", "The simple average of 30 adapters", new
-        ),
-        *_compare(
-            book,
-            "merged",
-            f"simple average{_OWN}",
-            "less new LoRA",
-            "With the task's own LoRA of 100 samples among them it",
-            new,
-        ),
-        *_compare(book, "merged", "TSV", "less new LoRA", "TSV", new),
-        *_compare(book, "merged", "TIES", "less new LoRA", "TIES", new),
-        *_compare(book, "merged", "TIES", "less zero-shot", "TIES", "the base model"),
-        *_compare(
-            book,
-            "alone",
-            "best of the 100 samples",
-            "less new LoRA",
-            "The one adapter that is best on 100 samples",
-            new,
-        ),
-    ]
-    row = book.get("merged", f"simple average{_OWN}", "score")
-    if row is not None:
-        sentences.append(
-            f"The simple average with the own LoRA among them reaches {number(row['value'])}; in print, that "
-            f"LoRA alone reaches {_NEW}."
-        )
-    return sentences
-
-
-def _choice(book: Book) -> list[str]:
-    first = "The first adapter by 100 samples"
-    best = "The best of the first 30 by 100 samples"
+def _new_alone(book: Book) -> list[str]:
+    row = book.get("merged", f"simple average{OWN}", "score")
+    if row is None:
+        return []
+    value = number(row["value"])
     return [
-        *_compare(book, "alone", "best of the 100 samples", "less random", first, "one at random"),
-        *_compare(book, "leaderboard", _RAW, "best@30 less random", best, "that of 30 at random"),
-        *_compare(
-            book,
-            "leaderboard",
-            "prior",
-            "top-1 less random",
-            "The first adapter by scores on other tasks",
-            "one at random",
-        ),
-        *_compare(
-            book,
-            "leaderboard",
-            _RAW,
-            "nDCG@30 less prior",
-            "nDCG@30 by 100 samples",
-            "that by scores on other tasks",
-        ),
+        f"The average with the own LoRA among them reaches {value}; in print, that LoRA alone has {_NEW}."
     ]
 
 
-def _transfer(book: Book) -> list[str]:
-    sentences = [
-        *_compare(
-            book,
-            "alone",
-            "best of the 100 samples",
-            "less base",
-            "The adapter that is best on 100 samples",
-            "the base model",
-        ),
-        *_compare(
-            book,
-            "merged",
-            "simple average",
-            "less zero-shot",
-            "The simple average of 30 adapters, the task's own LoRA left out,",
-            "the base model",
-        ),
-    ]
-    for name in ("simple average", "TSV", "TIES"):
-        subject = f"{name[0].upper()}{name[1:]} with the task's own LoRA among the adapters"
-        sentences += _compare(
-            book, "merged", f"{name}{_OWN}", "less the same without it", subject, "the same without it"
-        )
+def _going_together(book: Book) -> list[str]:
     row = book.get("relevance", "simple average", "rank correlation, base held")
-    if row is not None and row["low"] is not None and row["high"] is not None:
-        sure = "excludes" if row["low"] > 0 or row["high"] < 0 else "holds"
-        sentences.append(
-            "How much the 30 best adapters gain alone and how much their simple average gains go together by "
-            f"a rank correlation of {format_row(row)} over {row['tasks']} tasks, with the base's score held; "
-            f"the interval {sure} zero."
-        )
-    return sentences
+    if row is None or row["low"] is None:
+        return []
+    text = (
+        "How much the 30 best adapters gain alone and how much their simple average gains have a rank "
+        f"correlation of {format_row(row)} over {row['tasks']} tasks, with the base's score held; it is none "
+        "of the claims."
+    )
+    return [text]
 
 
 def agreement(book: Book) -> Text | None:

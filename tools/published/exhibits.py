@@ -9,7 +9,8 @@ import numpy as np
 from catalog.pictures import FAINT, MARKERS, PALETTE, extent, inches
 from studies.report.drawing import WIDTH, sheet, style, svg
 from studies.report.page import Figure, Section, TableSection
-from tools.published.answers import Book, agreement, claims, format_row, number
+from tools.published.answers import Book, agreement, claims, claims_table, format_row, number
+from tools.published.claims import CHOOSING, PAPER
 from tools.published.quoted import Quoted, Row, find_figure
 
 # From here on the base's two scores of a task are too far apart for chance.
@@ -35,10 +36,17 @@ _RELEVANCE: Cells = (
     ("gain, less relevant half", "gain, less relevant half"),
 )
 _LEADERBOARD: Cells = (
+    ("samples", "samples"),
+    ("nDCG@30", "nDCG@30"),
+    ("less prior", "nDCG@30 less prior"),
+    ("less 100 samples of all, raw", "nDCG@30 less all x 100: raw"),
+    ("top-1", "top-1"),
+    ("mean@30", "mean@30"),
+    ("nDCG@30, base published", "nDCG@30, base by name"),
+)
+_FIRST: Cells = (
     ("nDCG@30", "nDCG@30"),
     ("less random", "nDCG@30 less random"),
-    ("less prior", "nDCG@30 less prior"),
-    ("less 100 samples of all", "nDCG@30 less all x 100: raw"),
     ("top-1", "top-1"),
     ("top-1 less random", "top-1 less random"),
     ("best of 30", "best@30"),
@@ -51,6 +59,7 @@ def sections(rows: Sequence[Row]) -> list[Section]:
     book = Book(rows)
     candidates: list[Section | None] = [
         claims(book),
+        claims_table(book, "Claims and marks", PAPER),
         _table(
             book,
             "merged",
@@ -61,7 +70,14 @@ def sections(rows: Sequence[Row]) -> list[Section]:
         ),
         _merges_picture(book),
         _table(book, "alone", "What adapters do alone", "score", _ALONE, _ALONE_NOTE),
-        _table(book, "alone", "Scores of 100 samples and of the test", "value", (("value", "value"),)),
+        _table(
+            book,
+            "alone",
+            "Scores of 100 samples and of the test",
+            "value",
+            (("value", "value"),),
+            _SAMPLES_NOTE,
+        ),
         _table(
             book,
             "relevance",
@@ -75,9 +91,20 @@ def sections(rows: Sequence[Row]) -> list[Section]:
             book,
             "leaderboard",
             "Choosing adapters, judged by test scores",
-            "nDCG@30",
+            "samples",
             _LEADERBOARD,
-            _LEADERBOARD_NOTE,
+            _leaderboard_note(book),
+            _RANKINGS,
+        ),
+        claims_table(book, "Claims on choosing", CHOOSING),
+        _table(
+            book,
+            "leaderboard",
+            "What comes first of what was chosen",
+            "nDCG@30",
+            _FIRST,
+            _FIRST_NOTE,
+            _RANKINGS,
         ),
         _leaderboard_picture(book),
         _table(book, "pool", "What the pool is made of", "value", (("value", "value"),)),
@@ -95,25 +122,47 @@ def sections(rows: Sequence[Row]) -> list[Section]:
 
 
 _MERGED_NOTE = (
-    "Means over tasks with 95 % intervals of a paired bootstrap over tasks. Own LoRA: the one trained on the "
+    "Means over tasks with 95 % t intervals over tasks, each for itself. Own LoRA: the one trained on the "
     "task's 100 samples, by which the 30 were chosen too. The new LoRA had 10 samples. The base's score is "
     "taken from the zero-shot file by the task's name, else by that of its data set, else from adapters that "
     "do nothing; of one merged task it is nowhere. The mean of every row of the zero-shot file is of other "
     "tasks too and no measure to compare merges with."
 )
 _ALONE_NOTE = (
-    "Over the tasks with test scores in the folder; the figures in print are of all 54, so that they are no "
-    "check. The best of the test itself is chosen by what it is judged by: an upper bound, too high by luck."
+    "Means with 95 % t intervals, each for itself, over the tasks with test scores in the folder; the "
+    "figures in print are of all 54, so that they are no check. The best of the test itself is chosen by "
+    "what it is judged by: an upper bound, too high by luck."
 )
 _RELEVANCE_NOTE = (
     "Relevance of the pool to a task: what its 30 best adapters gain alone over the base, on average, on the "
     "100 samples that chose them. Gain of a merge: test score less zero-shot. Spearman's correlation over "
-    "tasks; with the base's score held, since where the base is weak both have more to gain. Nothing was "
-    "assigned at random: a correlation is no proof of a cause."
+    "tasks with the 95 % interval of a percentile bootstrap over them, of gains the t interval; with the "
+    "base's score held, since where the base is weak both have more to gain. Nothing was assigned at random: "
+    "a correlation is no proof of a cause."
 )
-_LEADERBOARD_NOTE = (
-    "nDCG@30 of max(test score − base, 0); best of 30 is the best test score among the first 30. Figures in "
-    "print are of 48 tasks. Races and columns of few samples are means of three draws."
+_SAMPLES_NOTE = (
+    "Means with 95 % t intervals over tasks, each for itself; medians, and numbers of the whole pool, with "
+    "those of a percentile bootstrap over tasks."
+)
+# What the rankings are called in the tables.
+_RANKINGS = {
+    "random": "chance",
+    "prior": "prior: other tasks' scores",
+    "like tasks": "tasks: weighted by how like they read",
+    "completion, no texts": "completion, without texts",
+    "completion": "completion",
+    "completion, nearest task out": "the same, nearest task taken out",
+    "completion, 3 nearest out": "the same, three nearest taken out",
+    "50 of prior x 100: raw": "first 50 of prior, 100 samples each",
+    "all x 5: raw": "all, 5 samples each, raw",
+    "all x 5: completion": "all, 5 samples each, completion",
+    "all x 100: raw": "all, 100 samples each, score",
+    "all x 100: completion": "all, 100 samples each, completion",
+    "oracle": "the test scores themselves",
+}
+_FIRST_NOTE = (
+    "Means over tasks with 95 % t intervals, each for itself; best of 30 is the best test score among the "
+    "first 30. Figures in print are of 48 tasks."
 )
 _HEADLINE_NOTE = (
     "Scores by task of the new LoRA of 100 samples, of adaptive merges and of random parameters are not in "
@@ -122,8 +171,27 @@ _HEADLINE_NOTE = (
 )
 
 
-def _table(book: Book, part: str, title: str, lead: str, cells: Cells, note: str = "") -> TableSection | None:
-    """The rows of a part that have the leading column; figures in print stand beside it."""
+def _leaderboard_note(book: Book) -> str:
+    row = book.get("leaderboard", "prior", "nDCG@30, base by name")
+    tasks = "tasks" if row is None else f"{row['tasks']} tasks"
+    return (
+        "nDCG@30 of max(test score − base, 0), ideal from all judged adapters. Means over tasks with 95 % t "
+        f"intervals, each for itself. Base published: the {tasks} whose base score is published, and not "
+        "read off adapters that do nothing. Races and columns of few samples are means of three draws."
+    )
+
+
+def _table(
+    book: Book,
+    part: str,
+    title: str,
+    lead: str,
+    cells: Cells,
+    note: str = "",
+    called: Mapping[str, str] | None = None,
+) -> TableSection | None:
+    """The rows of a part that have the leading column; figures in print stand beside it, and rows may be
+    `called` otherwise."""
     names = book.names(part, lead)
     leading = [
         next(r for r in book.rows if (r["part"], r["row"], r["column"]) == (part, name, lead))
@@ -145,7 +213,7 @@ def _table(book: Book, part: str, title: str, lead: str, cells: Cells, note: str
         more_rows = [book.get(part, name, column) for _, column in more_cells]
         rows.append(
             (
-                name,
+                (called or {}).get(name, name),
                 *([number(row["tasks"], 0)] if counted else []),
                 format_row(row),
                 *([_format_figure(find_figure(row), row)] if printed else []),

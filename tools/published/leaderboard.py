@@ -22,10 +22,12 @@ from catalog.scores import (
     completion,
     from_like_tasks,
     likeness,
-    paired_bootstrap,
+    mean_test,
     prior,
     race,
 )
+from studies.report.wording import p_value, resting
+from tools.published.claims import CHOOSING, MARGIN, RAW, judge
 from tools.published.ranking import best_at, mean_at, ndcg, recall_at
 from tools.published.tables import RankTask, SampleMeter
 
@@ -36,8 +38,10 @@ Floats = NDArray[np.float64]
 Rank = Callable[[RankTask, SampleMeter], Floats]
 
 K = 30
+# The metric that has intervals and claims.
+MAIN = "nDCG@30"
 METRICS: dict[str, Callable[[Floats, RankTask], float]] = {
-    "nDCG@30": lambda scores, task: ndcg(scores, task.gains, K),
+    MAIN: lambda scores, task: ndcg(scores, task.gains, K),
     "top-1": lambda scores, task: mean_at(scores, task.values, 1),
     "mean@30": lambda scores, task: mean_at(scores, task.values, K),
     "recall@30": lambda scores, task: recall_at(scores, task.values, K),
@@ -46,7 +50,7 @@ METRICS: dict[str, Callable[[Floats, RankTask], float]] = {
     "best@5": lambda scores, task: best_at(scores, task.values, 5),
     "best@30": lambda scores, task: best_at(scores, task.values, K),
 }
-RANDOM, BLIND, RAW, ALL = "random", "prior", "all x 100: raw", "all x 100: completion"
+RANDOM, BLIND, ALL = "random", "prior", "all x 100: completion"
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ STRATEGIES = (
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
-def judge(strategy: RankRule, task: RankTask, repeats: int) -> dict[str, float]:
+def judge_rule(strategy: RankRule, task: RankTask, repeats: int) -> dict[str, float]:
     """The metrics of a strategy on a task, and the samples it spent, averaged over draws of the samples."""
     rows = []
     for seed in range(repeats if strategy.noisy or task.binomial else 1):
@@ -150,45 +154,74 @@ def judge_all(
     repeats: int = 3,
     done: Callable[[str], object] = len,
 ) -> Results:
-    """What `judge` says of every strategy on every task; `done` is told each task's name after it."""
+    """What `judge_rule` says of every strategy on every task; `done` is told each task's name after it."""
     results: dict[str, dict[str, dict[str, float]]] = {strategy.name: {} for strategy in strategies}
     for task in tasks:
         for strategy in strategies:
-            results[strategy.name][task.name] = judge(strategy, task, repeats)
+            results[strategy.name][task.name] = judge_rule(strategy, task, repeats)
         done(task.name)
     return results
 
 
-def column(results: Results, strategy: str, metric: str = "nDCG@30") -> Floats:
+def column(results: Results, strategy: str, metric: str = MAIN) -> Floats:
     """One metric of a strategy, (tasks,)."""
     return np.array([row[metric] for row in results[strategy].values()])
 
 
+def format_mean(values: Floats, *, signed: bool = False) -> str:
+    """The mean of those that are numbers with its 95 % t interval, where there are two: .307 [.230, .384]."""
+    numbers = values[~np.isnan(values)]
+    test = mean_test(numbers.tolist()) if len(numbers) > 1 else None
+    ends = [] if test is None else [test.low, test.high]
+    mean, *others = (f"{number:{'+' if signed else ''}.3f}" for number in (float(np.mean(numbers)), *ends))
+    return f"{mean} [{', '.join(others)}]" if others else mean
+
+
 def table(results: Results) -> str:
-    """The means over tasks as a Markdown table, nDCG with its interval, then the paired differences."""
-    metrics = [name for name in METRICS if name != "nDCG@30"]
+    """The means over tasks as a Markdown table, nDCG with its interval, then the paired differences, then the
+    claims whose rankings are there."""
+    metrics = [name for name in METRICS if name != MAIN]
     lines = [
-        "| strategy | samples | nDCG@30 [95 %] | " + " | ".join(metrics) + " |",
+        f"| strategy | samples | {MAIN} [95 %] | " + " | ".join(metrics) + " |",
         "|---|---|---|" + "---|" * len(metrics),
     ]
     for name in results:
-        gain = paired_bootstrap(column(results, name), np.zeros(len(results[name])))
         cells = [f"{np.nanmean(column(results, name, metric)):.3f}" for metric in metrics]
         spent = f"{np.mean(column(results, name, 'spent')):,.0f}"
-        lines.append(
-            f"| {name} | {spent} | {gain.mean:.3f} [{gain.low:.3f}, {gain.high:.3f}] | {' | '.join(cells)} |"
-        )
-    lines += ["", "| nDCG@30, paired over tasks | less " + " | less ".join((RANDOM, BLIND, RAW)) + " |"]
+        lines.append(f"| {name} | {spent} | {format_mean(column(results, name))} | {' | '.join(cells)} |")
+    lines += ["", f"| {MAIN}, paired over tasks | less " + " | less ".join((RANDOM, BLIND, RAW)) + " |"]
     lines.append("|---|---|---|---|")
     for name in results:
-        cells = []
-        for other in (RANDOM, BLIND, RAW):
-            interval = paired_bootstrap(column(results, name), column(results, other))
-            cells.append(
-                f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]" if other != name else ""
-            )
+        cells = [
+            format_mean(column(results, name) - column(results, other), signed=True) if other != name else ""
+            for other in (RANDOM, BLIND, RAW)
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_claims(results)]) + "\n"
+
+
+def _claims(results: Results) -> list[str]:
+    """The claims on choosing as a table, those of rankings that were not asked for counted as untold."""
+    gaps = {}
+    for claim in CHOOSING:
+        other = claim.column.partition(" less ")[2]
+        if claim.row in results and other in results:
+            difference = column(results, claim.row) - column(results, other)
+            gaps[claim.key] = dict(zip(results[other], difference.tolist(), strict=True))
+    lines = [
+        "",
+        f"| claim, all of one family, margin {MARGIN} | mark | word | difference [95 %] | p | Holm |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in judge(CHOOSING, gaps):
+        compared, judgement = row.difference, row.judgement
+        values = np.array(list(compared.by_task.values()) if compared else [])
+        shown = format_mean(values, signed=True) if len(values) else ""
+        word = f"{judgement.word}{resting(judgement.rests_on)}"
+        ps = p_value(compared.p if compared else None), p_value(judgement.holm_p)
+        cells = (row.claim.statement, judgement.mark, word, shown, *ps)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def strategies_picture(results: Results, title: str) -> Figure:
@@ -200,13 +233,15 @@ def strategies_picture(results: Results, title: str) -> Figure:
         axes = figure.subplots()
         for y, name in enumerate(reversed(list(results))):
             values = column(results, name)
-            interval = paired_bootstrap(values, np.zeros(len(values)))
+            numbers = values[~np.isnan(values)].tolist()
             axes.plot(values, np.full(len(values), y), "|", color=GRID, zorder=1)
-            axes.plot([interval.low, interval.high], [y, y], color=PALETTE[0], lw=2, zorder=2)
-            axes.plot(interval.mean, y, "o", color=PALETTE[0], zorder=3)
+            if len(numbers) > 1:
+                test = mean_test(numbers)
+                axes.plot([test.low, test.high], [y, y], color=PALETTE[0], lw=2, zorder=2)
+            axes.plot(np.mean(numbers), y, "o", color=PALETTE[0], zorder=3)
         axes.set_yticks(range(len(results)), list(reversed(list(results))))
         axes.set_xlim(0, 1.02)
-        axes.set_xlabel(f"nDCG@30 of the gain over the base; 95 % intervals over {len(values)} tasks")
+        axes.set_xlabel(f"{MAIN} of the gain over the base; 95 % t intervals over {len(values)} tasks")
         axes.set_title(title)
     return figure
 
@@ -241,7 +276,7 @@ def spending_picture(results: Results, title: str) -> Figure:
         axes.set_xticks(places, [f"{place:,}" for place in places])
         axes.set_xticks([], minor=True)
         axes.set_xlabel("samples spent on the task")
-        axes.set_ylabel("nDCG@30, mean over tasks")
+        axes.set_ylabel(f"{MAIN}, mean over tasks")
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False)
         axes.set_title(title)

@@ -1,4 +1,5 @@
-"""What the recycling paper's own tables say of its claims, each number with an interval over tasks.
+"""What the recycling paper's own tables say of its claims, each number with an interval over tasks: of means
+that of the t test, of medians and correlations that of the percentiles of a bootstrap.
 
 No model is asked: the tables hold what adapters scored alone, and what three merges of them scored. A part is
 a function of the folder; parts do not depend on one another.
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from catalog.scores import paired_bootstrap
+from catalog.scores import mean_test
+from tools.published.claims import RAW
 from tools.published.composition import composition
-from tools.published.leaderboard import BLIND, METRICS, RANDOM, RAW, column, judge_all
+from tools.published.leaderboard import BLIND, MAIN, METRICS, RANDOM, column, judge_all
 from tools.published.quoted import HEADLINE, Row, make_row
 from tools.published.ranking import mean_at
 from tools.published.tables import (
@@ -56,12 +58,13 @@ def judge_alone(folder: Path) -> list[Row]:
         "best of the 100 samples": _each(tasks, lambda t: mean_at(t.column, t.values, 1)),
         "best of the test itself": _each(tasks, lambda t: float(np.nanmax(t.values))),
     }
+    names = [task.name for task in tasks]
     rows: list[Row] = []
     for name, values in choices.items():
-        rows.append(_mean("alone", name, "score", values))
+        rows.append(_mean("alone", name, "score", values, names))
         against = {"less base": base, "less random": choices["adapter at random"], "less new LoRA": lora}
         rows += [
-            _mean("alone", name, what, values, other)
+            _mean("alone", name, what, values, names, other)
             for what, other in against.items()
             if other is not values
         ]
@@ -79,15 +82,16 @@ def judge_merges(folder: Path) -> list[Row]:
     by_name = np.array([task in zero_shot_scores for task in tasks])
     rows: list[Row] = []
     for name, values in columns.items():
-        rows.append(_mean("merged", name, "score", values))
+        rows.append(_mean("merged", name, "score", values, tasks))
         if by_name.any():
-            rows.append(_mean("merged", name, "score, zero-shot by name", np.where(by_name, values, np.nan)))
+            named = np.where(by_name, values, np.nan)
+            rows.append(_mean("merged", name, "score, zero-shot by name", named, tasks))
         for what, other in (("less zero-shot", zero), ("less new LoRA", lora)):
             if values is not other:
-                rows.append(_mean("merged", name, what, values, other))
+                rows.append(_mean("merged", name, what, values, tasks, other))
         without = columns.get(name.removesuffix(", own LoRA among them"), values)
         if without is not values:
-            rows.append(_mean("merged", name, "less the same without it", values, without))
+            rows.append(_mean("merged", name, "less the same without it", values, tasks, without))
     everything = np.array(list(zero_shot_scores.values()))
     return [*rows, make_row("merged", "zero-shot, every row of its file", "score", _average(everything))]
 
@@ -126,26 +130,32 @@ def relevance(folder: Path) -> list[Row]:
         )
     upper = alone > _median(alone)
     for name, gain in gains.items():
-        rows.append(_mean("relevance", name, "gain, more relevant half", gain[upper]))
-        rows.append(_mean("relevance", name, "gain, less relevant half", gain[~upper]))
+        for what, half in (("more", upper), ("less", ~upper)):
+            names = [task for task, inside_half in zip(tasks, half, strict=True) if inside_half]
+            rows.append(_mean("relevance", name, f"gain, {what} relevant half", gain[half], names))
     return rows
 
 
 def leaderboard(folder: Path) -> list[Row]:
     """Ways of choosing adapters, judged by test scores: what tools.bench.retrieval prints, as rows."""
-    results = judge_all(load(folder))
+    tasks, published = load(folder), zero_shot(folder)
+    results, names = judge_all(tasks), [task.name for task in tasks]
+    by_name = np.array([name in published for name in names])
     rows: list[Row] = []
     for name in results:
         spent = column(results, name, "spent")
         rows.append(make_row("leaderboard", name, "samples", _average(spent), tasks=len(spent)))
         for metric in METRICS:
             values = column(results, name, metric)
-            rows.append(_mean("leaderboard", name, metric, values))
-            references = (RANDOM, BLIND, RAW) if metric == "nDCG@30" else (RANDOM,)
+            rows.append(_mean("leaderboard", name, metric, values, names))
+            if metric == MAIN:
+                named = np.where(by_name, values, np.nan)
+                rows.append(_mean("leaderboard", name, f"{metric}, base by name", named, names))
+            references = (RANDOM, BLIND, RAW) if metric == MAIN else (RANDOM,)
             for other in references:
                 if other != name:
                     second = column(results, other, metric)
-                    rows.append(_mean("leaderboard", name, f"{metric} less {other}", values, second))
+                    rows.append(_mean("leaderboard", name, f"{metric} less {other}", values, names, second))
     return rows
 
 
@@ -153,11 +163,11 @@ def headline(folder: Path) -> list[Row]:
     """The paper's own means over its 62 tasks, and those of them that the folder's files give again."""
     base, table = base_scores(folder), scores(folder, MERGED)
     by_name = {
-        "zero-shot": np.array([base[task] for task in sorted(table) if task in base]),
+        "zero-shot": np.array([base.get(task, np.nan) for task in sorted(table)]),
         "new LoRA of 10 samples": _column(scores(folder, NEW), sorted(table), "test_accuracy"),
     }
     return [
-        _mean("headline", name, "score", by_name[name])
+        _mean("headline", name, "score", by_name[name], sorted(table))
         if name in by_name
         else make_row("headline", name, "score")
         for name in HEADLINE
@@ -174,14 +184,25 @@ PARTS: Mapping[str, Callable[[Path], list[Row]]] = {
 }
 
 
-def _mean(part: str, row: str, what: str, values: Floats, other: Floats | float = 0.0) -> Row:
-    """The mean over tasks, less the other's on the same tasks, with its interval."""
-    difference = values - other
-    tasks = int((~np.isnan(difference)).sum())
-    if not tasks:
+def _mean(
+    part: str, row: str, what: str, values: Floats, tasks: Sequence[str], other: Floats | float = 0.0
+) -> Row:
+    """The mean over tasks, less the other's on the same tasks, with its t interval where there are two."""
+    named = zip(tasks, (values - other).tolist(), strict=True)
+    by_task = {task: value for task, value in named if not math.isnan(value)}
+    numbers = list(by_task.values())
+    if not numbers:
         return make_row(part, row, what, tasks=0)
-    interval = paired_bootstrap(difference, np.zeros(len(difference)))
-    return make_row(part, row, what, interval.mean, ends=(interval.low, interval.high), tasks=tasks)
+    test = mean_test(numbers) if len(numbers) > 1 else None
+    return make_row(
+        part,
+        row,
+        what,
+        float(np.mean(numbers)),
+        ends=(test.low, test.high) if test else None,
+        tasks=len(numbers),
+        by_task=by_task,
+    )
 
 
 def _average(values: Floats) -> float | None:

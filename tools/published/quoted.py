@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, TypedDict
+
+from tools.published.claims import CHOOSING, PAPER
 
 
 class Row(TypedDict):
-    """One number of the study: its interval of 95 % over `tasks` tasks, and the figure in print, if any."""
+    """One number of the study: its interval of 95 % over `tasks` tasks, and the figure in print, if any.
+
+    The rows that claims rest on have their numbers by task as well.
+    """
 
     part: str
     row: str
@@ -23,6 +28,7 @@ class Row(TypedDict):
     high: float | None
     published: float | None
     tasks: int | None
+    by_task: NotRequired[dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +63,15 @@ def make_row(
     *,
     ends: tuple[float, float] | None = None,
     tasks: int | None = None,
+    by_task: Mapping[str, float] | None = None,
 ) -> Row:
-    """The row with what is in print beside it; a value that is no number is None."""
+    """The row with what is in print beside it; a value that is no number is None.
+
+    `by_task` is kept where a claim rests on the row.
+    """
     figure = QUOTED.get((part, row, column))
     low, high = (None, None) if ends is None or value is None or value != value else ends
-    return Row(
+    made = Row(
         part=part,
         row=row,
         column=column,
@@ -71,8 +81,12 @@ def make_row(
         published=None if figure is None else float(figure.text),
         tasks=tasks,
     )
+    if by_task and (part, row, column) in _CLAIMED:
+        made["by_task"] = dict(by_task)
+    return made
 
 
+_CLAIMED = frozenset(claim.key for claim in (*PAPER, *CHOOSING))
 _POOL = {
     "adapters": "960",
     "with a known configuration": "955",
