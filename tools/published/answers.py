@@ -144,7 +144,7 @@ def claims_table(book: Book, title: str, family: Sequence[PublishedClaim]) -> Ta
                 p_value(row.judgement.holm_p),
             )
         )
-    columns = ("claim", "mark", "word", "difference\u00a0[95\u00a0%]", "tasks", "p", "Holm")
+    columns = ("claim", "mark", "word", "difference [95 %]", "tasks", "p", "Holm")
     return TableSection(title, columns, tuple(rows), _CLAIMS_NOTE)
 
 
