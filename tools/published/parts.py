@@ -7,6 +7,7 @@ a function of the folder; parts do not depend on one another.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
