@@ -70,6 +70,16 @@ def wait_for_lock(engine: Engine) -> None:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
 
 
+def end_lock_holders(engine: Engine) -> None:
+    """Ends the sessions of PostgreSQL that hold a lock of the catalog."""
+    ended = (
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_locks JOIN pg_database ON oid = database "
+        "WHERE locktype = 'advisory' AND datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    with engine.connect() as connection:
+        assert list(connection.scalars(text(ended))) == [True]
+
+
 def dump(engine: Engine) -> dict[str, list[str]]:
     """Every record of the catalog as text, sorted, foreign keys spelled out by what they stand for."""
     names: dict[tuple[str, int], str] = {}

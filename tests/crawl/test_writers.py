@@ -15,10 +15,10 @@ from sqlalchemy import Engine
 
 import loradex
 from catalog.database import opening
-from catalog.errors import CatalogBusyError, NotFoundError, UsageError
+from catalog.errors import CatalogBusyError, CatalogError, NotFoundError, UsageError
 from tests.crawl.test_run import TINY, unlike
 from tests.crawl_process import crawl_catalog
-from tests.crawling import crawl, silent, wait_for_lock
+from tests.crawling import crawl, dump, end_lock_holders, silent, wait_for_lock
 from tests.hubs import make_repo
 from tests.localhub import LocalHub
 from tests.localhub.faults import Callback, Fault
@@ -77,6 +77,19 @@ def test_a_second_crawl_says_what_the_first_is_doing(
     assert crawling.result(60)["status"] == "complete"
     with opening.writer_lock(engine), pytest.raises(CatalogBusyError, match="another process is writing"):
         crawl("http://127.0.0.1:9", engine, tmp_path)
+
+
+def test_a_crawl_that_lost_its_lock_writes_nothing_more(
+    crawling: Future[dict[str, Any]], gate: threading.Event, engine: Engine
+) -> None:
+    if engine.dialect.name == "sqlite":
+        pytest.skip("the lock of a file cannot be lost")
+    before = dump(engine)
+    end_lock_holders(engine)
+    gate.set()
+    with pytest.raises(CatalogError, match="held the lock of the catalog was lost"):
+        crawling.result(60)
+    assert dump(engine) == before
 
 
 @pytest.fixture

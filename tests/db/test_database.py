@@ -29,7 +29,7 @@ from catalog.errors import (
     UsageError,
 )
 from catalog.settings import Settings
-from tests.crawling import wait_for_lock
+from tests.crawling import end_lock_holders, wait_for_lock
 from tests.db import rows
 
 ROOT = Path(__file__).parents[2]
@@ -315,15 +315,6 @@ def test_nothing_is_committed_after_the_connection_of_the_lock_was_lost(
 def add_document(engine: Engine, number: int) -> None:
     with Session(for_writing(engine)) as session, session.begin():
         session.add(document(number))
-
-
-def end_lock_holders(engine: Engine) -> None:
-    with engine.connect() as connection:
-        ended = (
-            "SELECT pg_terminate_backend(pid, 10000) FROM pg_locks JOIN pg_database ON oid = database "
-            "WHERE locktype = 'advisory' AND datname = current_database() AND pid <> pg_backend_pid()"
-        )
-        assert [row[0] for row in connection.execute(text(ended))] == [True]
 
 
 def test_a_lock_file_that_cannot_be_made(tmp_path: Path) -> None:
