@@ -100,8 +100,8 @@ def adapter_columns(
         query = query.where(~Repository.private, Repository.gated.is_(None))
     rows = list(session.execute(query.execution_options(yield_per=_PAGE)))
     facts = _stored_facts(rows)
-    columns = dict(zip(_COLUMNS, ([*column] for column in zip(*rows, strict=True)), strict=True))
-    columns = columns or {name: [] for name in _COLUMNS}
+    values = zip(*rows, strict=True) if rows else ((),) * len(_COLUMNS)
+    columns = {name: [*column] for name, column in zip(_COLUMNS, values, strict=True)}
     for name in _OF_JSON:
         columns[name] = _decoded(columns[name], _json_texts if name in _OF_CARD else json.loads)
     columns["adapter"] = list(map(adapter_name, columns.pop("repository"), columns.pop("subfolder")))

@@ -1,6 +1,6 @@
 """The points of the map: two numbers for each adapter of the list, kept in the folder of indexes.
 
-The layout of 100,000 adapters takes half a minute, so that it is made once for each set of vectors.
+The layout of 100,000 adapters takes half a minute, so that the newest one of each base model is kept.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def points_document(
         rows: The adapters to lay out, of one base model.
         places: The place of each adapter of the list.
         kind: The vectors, "output" or "delta".
-        index: The folder in which the layout is kept.
+        index: The folder in which the layout is kept, in place of an older one of the base model.
 
     Raises:
         UsageError: The extra "plot" is not installed.
@@ -68,16 +68,26 @@ def _kept_layout(
     """The points (n, 2) of these adapters, read from the folder or made and kept there."""
     import numpy as np
 
+    if not rows:
+        return np.empty((0, 2), np.float32)
     keys = [row.key for row in rows]
-    digest = hashlib.sha256("\n".join((f"{_REVISION} {kind}", *keys)).encode()).hexdigest()[:16]
-    file = index / f"points-{kind}-{digest}.bin"
+    of_base = f"points-{kind}-{_digest_of([str(rows[0].base)])}"
+    file = index / f"{of_base}-{_digest_of([f'{_REVISION} {kind}', *keys])}.bin"
     with suppress(OSError):
         kept = np.frombuffer(file.read_bytes(), "<f4")
         if kept.size == 2 * len(rows):
             return kept.reshape(-1, 2)
-    points = layout(matrix(Fingerprints(session, kind), keys)).astype("<f4") if rows else np.empty((0, 2))
+    points = layout(matrix(Fingerprints(session, kind), keys)).astype("<f4")
     with suppress(OSError):
         index.mkdir(parents=True, exist_ok=True)
         with replace_file(file) as new:
-            new.write_bytes(points.astype("<f4").tobytes())
+            new.write_bytes(points.tobytes())
+        # Names without a base model are of earlier versions.
+        for older in index.glob(f"points-{kind}-*.bin"):
+            if older != file and (older.name.startswith(of_base) or older.name.count("-") == 2):
+                older.unlink(missing_ok=True)
     return points.astype(np.float32)
+
+
+def _digest_of(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -25,7 +25,6 @@ from loradex.page.encoding import encode_json
 from loradex.progress import ProgressEvent, ProgressOption, reporting
 
 if TYPE_CHECKING:
-    from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -211,7 +210,7 @@ def _are_texts(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
-def create_app(site: Site, hosts: tuple[str, ...] = _LOOPBACK) -> Starlette:
+def create_app(site: Site, hosts: tuple[str, ...] = _LOOPBACK) -> ASGIApp:
     """The application of a page, which answers requests to these hosts alone.
 
     Args:
@@ -219,7 +218,6 @@ def create_app(site: Site, hosts: tuple[str, ...] = _LOOPBACK) -> Starlette:
         hosts: Names that the `Host` of a request may have, see `is_known_host`.
     """
     from starlette.applications import Starlette
-    from starlette.middleware import Middleware
     from starlette.routing import Route
 
     static = static_files()
@@ -241,7 +239,7 @@ def create_app(site: Site, hosts: tuple[str, ...] = _LOOPBACK) -> Starlette:
     answers = {"search": site.search, "similar": site.similar, "compare": site.compare}
     answers |= {"word": site.word, "adapter": site.adapter, "changes": site.changes}
     writers = {"pools": site.save_pool, "notes": site.annotate}
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/", asset),
             Route("/head.json", head),
@@ -250,9 +248,10 @@ def create_app(site: Site, hosts: tuple[str, ...] = _LOOPBACK) -> Starlette:
             *(Route(f"/api/{name}", _saver(site, save), methods=["POST"]) for name, save in writers.items()),
             Route("/{name}", asset),
         ],
-        middleware=[Middleware(_Guard, hosts=hosts)],
-        exception_handlers={LoradexError: _failed},
+        exception_handlers={LoradexError: _failed, Exception: _crashed},
     )
+    # Outside of all of Starlette, which answers for a crash outside of its own middleware.
+    return _Guard(app, hosts)
 
 
 def _answer(make: Callable[[Mapping[str, str]], bytes]) -> Callable[[Request], Response]:
@@ -292,6 +291,13 @@ def _failed(_request: Request, error: Exception) -> Response:
 
     code = 404 if isinstance(error, NotFoundError) else 400 if isinstance(error, UsageError) else 409
     return Response(encode_json({"error": str(error)}), code, media_type=TYPES["json"])
+
+
+def _crashed(_request: Request, _error: Exception) -> Response:
+    from starlette.responses import Response
+
+    text = "The server made an error; what it printed says which."
+    return Response(encode_json({"error": text}), 500, media_type=TYPES["json"])
 
 
 class _Guard:
@@ -356,7 +362,8 @@ def _refusal_to_save(request: Request, site: Site) -> str:
         return "Only the page itself saves."
     if not request.headers.get("content-type", "").startswith("application/json"):
         return "A request to save is JSON."
-    if not secrets.compare_digest(request.headers.get("x-loradex-token", ""), site.token):
+    token = request.headers.get("x-loradex-token", "")
+    if not secrets.compare_digest(token.encode(), site.token.encode()):
         return "The server was started again; load the page again."
     return ""
 

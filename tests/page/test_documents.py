@@ -146,6 +146,53 @@ def test_points_stand_at_the_places_of_the_list(documents: Documents, catalog: l
     assert Documents(catalog).document("points/0-output.bin") == points.tobytes()
 
 
+def test_one_layout_of_a_base_model_is_kept(own_catalog: loradex.Catalog) -> None:
+    index = own_catalog.settings.index
+
+    def kept() -> list[str]:
+        Documents(own_catalog).document("points/0-output.bin")
+        return sorted(file.name for file in index.glob("points-*.bin"))
+
+    shutil.rmtree(index, ignore_errors=True)
+    index.mkdir()
+    others = ["points-delta-0123456789abcdef.bin", f"points-output-{'0' * 16}-{'1' * 16}.bin"]
+    for name in (*others, "points-output-0123456789abcdef.bin"):
+        (index / name).write_bytes(b"")
+    first = kept()
+    assert len(first) == 3
+    assert set(others) < set(first)
+    write(own_catalog, "UPDATE adapter SET current = false WHERE id = (SELECT min(id) FROM adapter)")
+    second = kept()
+    assert len(second) == 3
+    assert set(first) & set(second) == set(others)
+
+
+def write(catalog: loradex.Catalog, statement: str) -> None:
+    """Runs a statement on the database of a catalog, as another program does."""
+    engine = create_engine(catalog.settings.catalog_url)
+    with engine.begin() as connection:
+        assert connection.execute(text(statement)).rowcount > 0
+    engine.dispose()
+
+
+def test_a_list_without_rows_has_all_columns(own_catalog: loradex.Catalog, tmp_path: Path) -> None:
+    full = {name: load(Documents(own_catalog), name) for name in ("list.json", "more.json")}
+    empty = loradex.open(tmp_path / "empty")
+    empty.import_scores(_scores(tmp_path))
+    for documents in (Documents(empty), Documents(own_catalog, Choice(where="rank:9999"))):
+        assert json.loads(documents.head())["adapters"] == 0
+        for name, document in full.items():
+            columns = load(documents, name)["columns"]
+            assert columns.keys() == document["columns"].keys()
+            assert {name: decode(column) for name, column in columns.items() if decode(column)} == {}
+
+
+def _scores(folder: Path) -> Path:
+    path = folder / "scores.csv"
+    path.write_text("adapter,anli\nbase,0.5\n")
+    return path
+
+
 def test_pools_scores_groups_and_crawls(documents: Documents, catalog: loradex.Catalog) -> None:
     assert [row["pool"] for row in load(documents, "pools.json")["rows"]] == ["both"]
     pool = load(documents, "pool/both.json")

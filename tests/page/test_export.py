@@ -177,6 +177,12 @@ def read_all(folder: Path) -> bytes:
     return b"\n".join([(folder / "head.json").read_bytes(), *unpacked]).lower()
 
 
+def test_an_export_of_no_adapter_is_a_page(catalog: loradex.Catalog, tmp_path: Path) -> None:
+    report = export_page(catalog, tmp_path / "site", where="rank:9999")
+    head = json.loads((tmp_path / "site" / "head.json").read_bytes())
+    assert (report.adapters, head["adapters"], head["measured"]) == (0, 0, [])
+
+
 def test_a_folder_that_is_no_export_is_left_alone(
     exported: Path, catalog: loradex.Catalog, tmp_path: Path
 ) -> None:

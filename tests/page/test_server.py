@@ -43,7 +43,8 @@ def save(client: httpx.Client, value: object, to: str = "pools", **headers: str)
     token = client.get("/head.json").json()["host"]["token"]
     usual = {"origin": str(client.base_url), "x-loradex-token": token, "content-type": "application/json"}
     content = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return client.post(f"/api/{to}", content=content, headers={**usual, **headers})
+    sent = {name.encode(): value.encode() for name, value in {**usual, **headers}.items()}
+    return client.post(f"/api/{to}", content=content, headers=sent)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,16 @@ def test_every_answer_has_the_headers_of_security(reader: httpx.Client, path: st
     answer = reader.get(path)
     assert {name: answer.headers[name] for name in HEADERS} == HEADERS
     assert "script-src 'self'" in answer.headers["content-security-policy"]
+
+
+def test_a_crash_has_the_headers_of_security(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_: object) -> bytes:
+        raise RuntimeError("a bug of /home/someone")
+
+    monkeypatch.setattr(Site, "head", crash)
+    answer = client.get("/head.json")
+    assert (answer.status_code, {name: answer.headers[name] for name in HEADERS}) == (500, HEADERS)
+    assert answer.json() == {"error": "The server made an error; what it printed says which."}
 
 
 def test_the_policy_of_the_file_is_that_of_the_header() -> None:
@@ -128,6 +139,7 @@ def test_a_pool_is_saved(client: httpx.Client, own_catalog: loradex.Catalog) -> 
         ({"origin": "http://evil.example"}, 403),
         ({"origin": "null"}, 403),
         ({"x-loradex-token": "other"}, 403),
+        ({"x-loradex-token": "töken"}, 403),
         ({"content-type": "text/plain"}, 403),
         ({}, 200),
     ],
@@ -228,8 +240,9 @@ def test_what_is_no_note_is_a_sentence(
 def test_changes_since_a_time(reader: httpx.Client) -> None:
     rows = reader.get("/api/changes?since=7d&where=owner:ann").json()["rows"]
     assert {(row["adapter"], row["change"]) for row in rows} == {("ann/one", "new"), ("ann/two", "new")}
-    answer = reader.get("/api/changes?since=never")
-    assert (answer.status_code, "not a time" in answer.json()["error"]) == (400, True)
+    for since in ("never", "0001-01-01T00:00:00%2B23:00"):
+        answer = reader.get(f"/api/changes?since={since}")
+        assert (answer.status_code, "not a time" in answer.json()["error"]) == (400, True)
 
 
 def test_a_body_is_compressed_at_one_level() -> None:
