@@ -86,6 +86,7 @@ from loradex.bulk import choose_columns, write_parquet
 from loradex.comparison import (
     COLOURS,
     compare_subjects,
+    exactness_notes,
     family_rows,
     find_subject,
     group_rows,
@@ -809,8 +810,8 @@ class Catalog:
                 every=every,
             )
             notes = [*subject_notes(str(adapter), subject), *hidden_notes(session)]
-        if exact and not all(row.exact for row in rows):
-            notes.append('Some files are not kept (see `crawl(weights="keep")`): their scores are sketched.')
+        if exact:
+            notes += exactness_notes(rows)
         return Rows(rows, Neighbour, notes)
 
     @check_arguments

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from catalog.database import Adapter, Session
     from catalog.files import BlobStore
     from catalog.fingerprints import Family, Group
-    from catalog.search import CopyRow, Subject
+    from catalog.search import CopyRow, Neighbour, Subject
 
 # What the points of a map can be coloured by.
 COLOURS: dict[str, Callable[[StoredAdapter], str | float | None]] = {
@@ -98,16 +98,22 @@ def fingerprint(folder: str | Path) -> FolderFingerprint:
 def find_subject(session: Session, adapter: str, blobs: BlobStore) -> Subject:
     """The local folder of that name where there is one, else the adapter of the catalog."""
     from catalog.database import store
-    from catalog.search import browse, nearest
+    from catalog.search import nearest
 
     if not is_adapter_folder(Path(adapter)):
-        row = browse.find_adapter(session, AdapterReference.parse(adapter))
-        return nearest.subject_of(session, row, blobs)
+        return find_stored_subject(session, adapter, blobs)
     folder = read_folder(Path(adapter))
     use_one_thread()
     base = folder.config.base_model
     canonical = BaseTable(store.spellings(session)).identify(base, tags=()).canonical if base else None
     return nearest.subject_of_folder(folder, fingerprint_of(folder.weights, folder.config), canonical)
+
+
+def find_stored_subject(session: Session, adapter: str, blobs: BlobStore) -> Subject:
+    """The adapter of the catalog that a reference names, whatever folders there are."""
+    from catalog.search import browse, nearest
+
+    return nearest.subject_of(session, browse.find_adapter(session, AdapterReference.parse(adapter)), blobs)
 
 
 def identify_file(
@@ -183,12 +189,18 @@ def _nearest(session: Session, file: Path, blobs: BlobStore, index: Path, count:
 
 def subject_notes(adapter: str, subject: Subject) -> list[str]:
     """Sentences on what the comparison with a subject leaves out."""
-    folder = Path(adapter)
-    problems = load_problems(folder) if is_adapter_folder(folder) else ()
+    problems = load_problems(Path(adapter)) if subject.adapter_id is None else ()
     return [
         *(f"{adapter} is not loaded by PEFT: {problem}" for problem in problems),
         *(f"{subject.name} is compared without {reason_sentence(reason)}" for reason in subject.partial),
     ]
+
+
+def exactness_notes(rows: Sequence[Neighbour]) -> list[str]:
+    """A sentence where neighbours that were to be compared by their weights were not."""
+    if all(row.exact for row in rows):
+        return []
+    return ['Some files are not kept (see `crawl(weights="keep")`): their scores are sketched.']
 
 
 def compare_subjects(left: Subject, right: Subject) -> Comparison:

@@ -1,4 +1,4 @@
-"""Base models: their many names in the wild, their licences and their dimensions.
+"""Base models: their many names in the wild, their licenses and their dimensions.
 
 `bases.json` is the built-in table; a catalog adds its own rows, and a `BaseTable` is built from the rows that
 the caller gives. Shapes tell sizes apart, never Llama 3 from 3.1 nor base from Instruct, so that identity

@@ -69,7 +69,7 @@ def objection(license: str | None, use: Use) -> str | None:  # noqa: A002 - the 
     """
     name = None if license is None else folded_license(license)
     if name is None or name in {"unknown", "none", "unlicensed"}:
-        return None if use == "research" else "states no licence, so nothing may be passed on"
+        return None if use == "research" else "states no license, so nothing may be passed on"
     withheld = WITHHELD.get(name)
     if withheld is None:
         return (
@@ -119,7 +119,7 @@ def grants_more(license: str, of_base: str) -> bool:  # noqa: A002 - the field's
 
 
 def allowed_uses(license: str | None) -> list[Use]:  # noqa: A002 - the field's word
-    """The uses that nothing in this licence speaks against."""
+    """The uses that nothing in this license speaks against."""
     return [use for use in USES if objection(license, use) is None]
 
 

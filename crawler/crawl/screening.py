@@ -276,7 +276,7 @@ def _is_partial(evidence: Evidence) -> bool:
     return any(feature.reason in PARTIAL for feature in features(config, spec))
 
 
-def _licences(evidence: Evidence) -> Found:
+def _licenses(evidence: Evidence) -> Found:
     of_base = (evidence.base_license or "").strip().lower()
     of_card = (evidence.card_license or "").strip().lower()
     if not of_card or of_card in _NO_LICENSE:
@@ -292,5 +292,5 @@ _CHECKS: tuple[Callable[[Evidence], Found], ...] = (
     _base,
     _header,
     _values,
-    _licences,
+    _licenses,
 )

@@ -28,11 +28,22 @@ from catalog.database import Adapter, pool_store, reading, score_store
 from catalog.errors import LoradexError, NotFoundError, UsageError
 from catalog.files import BlobStore
 from catalog.fingerprints import duplicates, families
+from catalog.index import DEFAULT_MODEL, find_encoder
 from catalog.pools import license_problems
 from catalog.query import FIELDS, asks_for, fold, parse
 from catalog.rules import RULE_SETS, UNREADABLE, Reason
 from catalog.scores import BASE
-from catalog.search import SPACES, NeighbourSearch, browse, likeness, listing, nearest
+from catalog.search import (
+    SPACES,
+    NeighbourSearch,
+    browse,
+    hidden_notes,
+    likeness,
+    listing,
+    nearest,
+    open_texts,
+    search,
+)
 from catalog.search.listing import OWN_COLUMNS
 from catalog.selection import STRATEGIES
 from crawler.crawl import refusing
@@ -46,7 +57,8 @@ if TYPE_CHECKING:
     from catalog.adapters import Engine
     from catalog.database import Session
     from catalog.pools import Manifest
-    from catalog.search import Neighbour
+    from catalog.search import Neighbour, SearchHit
+    from loradex.rows import SearchRow
 
 FORMAT = "loradex-page/1"
 # Neighbours of each adapter.
@@ -519,6 +531,28 @@ class Documents:
         with reading(self.settings) as session:
             ids = set(listing.rows_with_word(session, word))
         return encode_json([place for place, key in enumerate(self.ids) if key in ids])
+
+    def search_stored(self, text: str, where: str, count: int) -> bytes:
+        """The hits of a text by words and by the vectors that the catalog has: no card is embedded, and no
+        encoder is loaded that was not used before.
+        """
+        query = parse(where, _CHOICES, self._engines) if where else None
+        embedder = find_encoder(self.settings.index, DEFAULT_MODEL)
+        with reading(self.settings) as session:
+            if query is not None:
+                browse.refuse_unknown_bases(session, query)
+            with open_texts(session, self.settings.index, embedder) as texts:
+                found = search(session, texts, text, count, query=query, refusing=refusing("ours"))
+            notes = [*hidden_notes(session, query), *found.notes]
+        if embedder is None:
+            notes.insert(0, "searching by words alone: the cards of this catalog were never embedded here")
+        return encode_hits(found.hits, notes)
+
+
+def encode_hits(hits: Iterable[SearchHit | SearchRow], notes: Sequence[str]) -> bytes:
+    """Hits of a search as a document."""
+    rows = [{"adapter": hit.adapter, "score": hit.score, "why": hit.why} for hit in hits]
+    return encode_json({"rows": rows, "notes": notes})
 
 
 def _columns_document(columns: Mapping[str, list[Any]], keys: Iterable[str]) -> bytes:

@@ -16,11 +16,15 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from catalog.adapters import USES
+from catalog.database import reading
 from catalog.errors import LoradexError, NotFoundError, UsageError
 from catalog.extras import require_extra
+from catalog.files import BlobStore
+from catalog.search import hidden_notes, neighbours
 from loradex.arguments import check_arguments, check_choice
 from loradex.catalog import Catalog
-from loradex.page.documents import MOST_NEWS, Documents
+from loradex.comparison import compare_subjects, exactness_notes, find_stored_subject, subject_notes
+from loradex.page.documents import MOST_NEWS, Documents, encode_hits
 from loradex.page.encoding import encode_json
 from loradex.progress import ProgressEvent, ProgressOption, reporting
 
@@ -52,6 +56,8 @@ _FOR_EVER = "public, max-age=31536000, immutable"
 # Documents below this size are not compressed.
 _SMALL = 1000
 _MOST_BODY = 1_000_000
+# Rows of an answer.
+_MOST_HITS, _MOST_NEAR = 100, 20
 # Adapters that one request writes about.
 _MOST_ADAPTERS = 1000
 # States of the catalog whose documents are still delivered to pages that were opened before a change.
@@ -143,20 +149,42 @@ class Site:
 
     def search(self, query: Mapping[str, str]) -> bytes:
         """The hits of a text, by words or by meaning too."""
-        rows = self.catalog.search(
-            query.get("q", ""), 100, where=query.get("where", ""), words_only=query.get("meaning") != "1"
-        )
-        hits = [{"adapter": row.adapter, "score": row.score, "why": row.why} for row in rows]
-        return encode_json({"rows": hits, "notes": rows.notes})
+        text, where, by_meaning = query.get("q", ""), query.get("where", ""), query.get("meaning") == "1"
+        if by_meaning and self.read_only:
+            return self.newest.search_stored(text, where, _MOST_HITS)
+        rows = self.catalog.search(text, _MOST_HITS, where=where, words_only=not by_meaning)
+        return encode_hits(rows, rows.notes)
 
     def similar(self, query: Mapping[str, str]) -> bytes:
-        """The exact neighbours of an adapter."""
-        rows = self.catalog.similar(query.get("a", ""), 20, exact=True, verdict="any")
-        return encode_json({"rows": rows, "notes": rows.notes})
+        """The exact neighbours of an adapter of the catalog."""
+        settings, adapter = self.catalog.settings, query.get("a", "")
+        blobs = BlobStore(settings.blobs)
+        with reading(settings) as session:
+            subject = find_stored_subject(session, adapter, blobs)
+            rows = neighbours(
+                session, subject, settings.index, blobs, (), count=_MOST_NEAR, exact=True, every=True
+            )
+            notes = [*subject_notes(adapter, subject), *hidden_notes(session), *exactness_notes(rows)]
+        return encode_json({"rows": rows, "notes": notes})
 
     def compare(self, query: Mapping[str, str]) -> bytes:
-        """Two adapters, by their weights where these are kept."""
-        return encode_json(self.catalog.compare(query.get("a", ""), query.get("b", "")))
+        """Two adapters of the catalog, by their weights where these are kept."""
+        blobs = BlobStore(self.catalog.settings.blobs)
+        with reading(self.catalog.settings) as session:
+            pair = [find_stored_subject(session, query.get(name, ""), blobs) for name in ("a", "b")]
+        return encode_json(compare_subjects(*pair))
+
+    def message(self, error: Exception) -> str:
+        """What an error says; on a page that is read-only, which others may read, without folders of this
+        machine.
+        """
+        text, settings = str(error), self.catalog.settings
+        if self.read_only:
+            for path in (settings.rules_file, settings.data):
+                for form in (path, path.absolute(), path.resolve()) if path else ():
+                    # A path of one part is a name.
+                    text = text.replace(str(form), form.name) if len(form.parts) > 1 else text
+        return text
 
     def word(self, query: Mapping[str, str]) -> bytes:
         """The places in the list whose cards contain a word."""
@@ -236,6 +264,12 @@ def create_app(site: Site, hosts: tuple[str, ...] = _LOOPBACK) -> ASGIApp:
             raise NotFoundError(f"The page has no file {name[:80]!r}.")
         return _respond(request, _Body.of(static[name]), name, "no-cache")
 
+    def failed(_request: Request, error: Exception) -> Response:
+        from starlette.responses import Response
+
+        code = 404 if isinstance(error, NotFoundError) else 400 if isinstance(error, UsageError) else 409
+        return Response(encode_json({"error": site.message(error)}), code, media_type=TYPES["json"])
+
     answers = {"search": site.search, "similar": site.similar, "compare": site.compare}
     answers |= {"word": site.word, "adapter": site.adapter, "changes": site.changes}
     writers = {"pools": site.save_pool, "notes": site.annotate}
@@ -248,7 +282,7 @@ def create_app(site: Site, hosts: tuple[str, ...] = _LOOPBACK) -> ASGIApp:
             *(Route(f"/api/{name}", _saver(site, save), methods=["POST"]) for name, save in writers.items()),
             Route("/{name}", asset),
         ],
-        exception_handlers={LoradexError: _failed, Exception: _crashed},
+        exception_handlers={LoradexError: failed, Exception: _crashed},
     )
     # Outside of all of Starlette, which answers for a crash outside of its own middleware.
     return _Guard(app, hosts)
@@ -256,6 +290,8 @@ def create_app(site: Site, hosts: tuple[str, ...] = _LOOPBACK) -> ASGIApp:
 
 def _answer(make: Callable[[Mapping[str, str]], bytes]) -> Callable[[Request], Response]:
     def respond(request: Request) -> Response:
+        if any("\0" in value for value in request.query_params.values()):
+            raise UsageError("A text of a request cannot have the character NUL.")
         return _respond(request, _Body.of(make(request.query_params)), "answer.json", "no-store")
 
     return respond
@@ -284,13 +320,6 @@ async def _save(request: Request, site: Site, save: Callable[[Mapping[str, Any]]
             raise UsageError("A request to save may have at most 1 MB.")
     result = await run_in_threadpool(save, _read_object(content))
     return Response(result, media_type=TYPES["json"], headers={"cache-control": "no-store"})
-
-
-def _failed(_request: Request, error: Exception) -> Response:
-    from starlette.responses import Response
-
-    code = 404 if isinstance(error, NotFoundError) else 400 if isinstance(error, UsageError) else 409
-    return Response(encode_json({"error": str(error)}), code, media_type=TYPES["json"])
 
 
 def _crashed(_request: Request, _error: Exception) -> Response:

@@ -59,7 +59,7 @@ def model_card(method: MergeMethod, record: Mapping[str, Any], misread: Sequence
 
 
 def _member_table(record: Mapping[str, Any]) -> Iterator[str]:
-    yield from ("| member | weight | rank | licence |", "|---|---|---|---|")
+    yield from ("| member | weight | rank | license |", "|---|---|---|---|")
     for entry in record["members"]:
         license_id = _plain(entry["license"] or "not named")
         yield f"| {_link(entry)} | {entry['weight']:.6g} | {entry['rank']} | {license_id} |"

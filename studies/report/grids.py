@@ -503,7 +503,7 @@ def _task_table(findings: Findings) -> TableSection:
         texts = [str(task.get(key) or NOTHING) for key in ("group", "metric", "license")]
         digest = str(task.get("digest") or NOTHING)[:_DIGEST]
         rows.append((name, *texts[:2], f"{examples:,}" if examples else NOTHING, texts[2], digest))
-    columns = ("task", "group", "metric", "test examples", "licence", "digest")
+    columns = ("task", "group", "metric", "test examples", "license", "digest")
     return TableSection("The tasks", columns, tuple(rows))
 
 

@@ -389,7 +389,7 @@ def test_engines_are_counted_over_the_catalog_or_a_folder(crawled: Program, tmp_
 def test_show_says_what_a_license_allows_and_why_not(crawled: Program) -> None:
     uses = json.loads(crawled("show", "bob/two", "--json").stdout)["uses"]
     assert uses["research"] is None
-    assert "states no licence" in uses["publish"]
+    assert "states no license" in uses["publish"]
     shown = crawled("show", "bob/two").stdout
-    assert "not publish or commercial: it states no licence" in shown
+    assert "not publish or commercial: it states no license" in shown
     assert "research, publish, commercial" in crawled("show", "ann/one").stdout

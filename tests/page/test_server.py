@@ -6,19 +6,25 @@ import gzip
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx2 as httpx
+import numpy as np
 import pytest
-from sqlalchemy import delete, insert, select, text
+from numpy.typing import NDArray
+from sqlalchemy import delete, func, insert, select, text
+from sqlalchemy.orm import Session
 
 import loradex
-from catalog.database import TableBase, disposing, make_engine, open_catalog, writer_lock
+from catalog.database import Embedding, TableBase, disposing, make_engine, open_catalog, reading, writer_lock
+from catalog.search import embed_cards
 from crawler.localhub import LocalServer
 from loradex.page import create_app
 from loradex.page.server import HEADERS, Site, is_known_host, static_files
-from tests.page.conftest import SCRIPT
+from tests.hubs import lora_files, lora_tensors, safetensors_bytes
+from tests.page.conftest import SCRIPT, TINY
 
 
 @pytest.fixture
@@ -181,6 +187,102 @@ def test_a_page_that_is_read_only_saves_nothing(own_catalog: loradex.Catalog) ->
         assert save(client, {"name": "new", "adapters": ["ann/one"]}).status_code == 403
         assert save(client, {"adapters": ["ann/one"], "hidden": True}, "notes").status_code == 403
     assert list(own_catalog.annotations()) == []
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_an_answer_is_of_the_catalog_alone(
+    read_only: bool, own_catalog: loradex.Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A folder that the working folder has under the name of an adapter of the catalog, and another.
+    for name in ("ann/one", "mine/secret"):
+        for file, content in lora_files(TINY).items():
+            (tmp_path / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+        weights = safetensors_bytes(lora_tensors(layers=2, seed=9))
+        (tmp_path / name / "adapter_model.safetensors").write_bytes(weights)
+    monkeypatch.chdir(tmp_path)
+    assert own_catalog.compare("mine/secret", "ann/two").right == "ann/two"
+    site = Site(own_catalog, read_only=read_only)
+    with LocalServer(lambda: create_app(site)) as server, httpx.Client(base_url=server.url) as client:
+        for folder in (str(tmp_path / "ann/one"), "./ann/one", "mine/secret", "/none", "", "a/b\0c", ".."):
+            asked = {"similar": {"a": folder}, "adapter": {"a": folder}}
+            for name, query in {**asked, "compare": {"a": folder, "b": "ann/two"}}.items():
+                answer = client.get(f"/api/{name}", params=query)
+                assert answer.status_code in (400, 404), (name, query)
+            answer = client.get("/api/compare", params={"a": "ann/two", "b": folder})
+            assert answer.status_code in (400, 404), folder
+        pair = client.get("/api/compare?a=ann/one&b=ann/two").json()
+        near = client.get("/api/similar?a=ann/one").json()["rows"]
+    monkeypatch.chdir("/")
+    expected = own_catalog.compare("ann/one", "ann/two")
+    assert (pair["delta"], pair["output"]) == (expected.delta, expected.output)
+    rows = own_catalog.similar("ann/one", 20, exact=True, verdict="any")
+    assert [(row["adapter"], row["score"]) for row in near] == [(row.adapter, row.score) for row in rows]
+
+
+def test_errors_of_a_read_only_page_have_no_path(own_catalog: loradex.Catalog) -> None:
+    data = own_catalog.settings.data
+    (data / "engines.toml").write_text("engines = 1")
+    for read_only in (True, False):
+        site = Site(own_catalog, read_only=read_only)
+        with LocalServer(lambda site=site: create_app(site)) as server:
+            answer = httpx.get(f"{server.url}/head.json")
+        assert answer.status_code in (400, 409)
+        assert "engines.toml" in answer.json()["error"]
+        assert (str(data) in answer.json()["error"]) is not read_only
+
+
+class CountingEncoder:
+    """An encoder whose vectors are counts of letters."""
+
+    name, size = "letters@1", 26
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        counts = np.array([[text.lower().count(chr(97 + n)) for n in range(26)] for text in texts])
+        vectors: NDArray[np.float32] = (counts / np.linalg.norm(counts, axis=1, keepdims=True)).astype("<f4")
+        return vectors
+
+
+def test_a_search_of_a_read_only_page_embeds_nothing(
+    own_catalog: loradex.Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def vectors() -> int:
+        with reading(own_catalog.settings) as session:
+            return session.scalar(select(func.count(Embedding.content))) or 0
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("an encoder is loaded")
+
+    def ask(client: httpx.Client) -> dict[str, Any]:
+        answer = client.get("/api/search?q=bank customers&meaning=1")
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    for module in ("loradex.catalog.embed_catalog", "catalog.index.encoder.load_embedder"):
+        monkeypatch.setattr(module, refuse)
+    monkeypatch.setattr("loradex.encoding.load_embedder", refuse)
+    site = Site(own_catalog, read_only=True)
+    with LocalServer(lambda: create_app(site)) as server, httpx.Client(base_url=server.url) as client:
+        found = ask(client)
+        assert (len(found["rows"]), vectors()) == (4, 0)
+        assert found["notes"] == [
+            "searching by words alone: the cards of this catalog were never embedded here"
+        ]
+        encoder = CountingEncoder()
+        monkeypatch.setattr("loradex.page.documents.find_encoder", lambda *_: encoder)
+        found = ask(client)
+        assert (len(found["rows"]), vectors()) == (4, 0)
+        assert "have no vector yet and were searched by words alone" in " ".join(found["notes"])
+        with (
+            disposing(open_catalog(own_catalog.settings, create=False)) as engine,
+            Session(engine) as session,
+        ):
+            embed_cards(session, encoder)
+        before = vectors()
+        assert before > 0
+        assert any("meaning" in row["why"] for row in ask(client)["rows"])
+        assert vectors() == before
 
 
 def test_tags_notes_and_hidden_marks_are_written(client: httpx.Client, own_catalog: loradex.Catalog) -> None:

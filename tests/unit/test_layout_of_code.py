@@ -46,3 +46,17 @@ def test_every_public_name_can_be_imported(package: str) -> None:
     module = importlib.import_module(package)
     assert module.__all__
     assert [name for name in module.__all__ if getattr(module, name, None) is None] == []
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_texts_spell_license_as_the_field_does(room: str) -> None:
+    """The other spelling is a word that is read alone, never a part of a text."""
+    # A comment of the database, which would need a migration.
+    others = {"licence id of the base model, for instance llama3.1"}
+    texts = {
+        node.value
+        for path in sorted((ROOT / room).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    assert {text for text in texts - others if "licence" in text.lower() and text != "licence"} == set()
