@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catalog.adapters import adapter_name, parse_config
+from catalog.adapters import adapter_name, parse_config, valid_name
 from catalog.database import Session, disposing, for_writing, open_catalog, reading, take_turn, writer_lock
 from catalog.errors import (
     CatalogError,
@@ -39,7 +39,7 @@ from catalog.snapshots import (
     write_snapshot,
 )
 from catalog.snapshots import verify_snapshot as check_snapshot
-from crawler.hub import Hub, HubSettings, RemoteFile, upload_dataset, valid_name
+from crawler.hub import Hub, HubSettings, RemoteFile, upload_dataset
 from loradex.arguments import check_arguments
 from loradex.progress import ProgressOption, ProgressStep, reporting
 from loradex.text import format_bytes

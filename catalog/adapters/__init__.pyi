@@ -69,6 +69,8 @@ from .records import (
     FingerprintRecord,
     RepositoryRecord,
     WeightsRecord,
+    valid_hub_id,
+    valid_name,
 )
 from .rows import (
     AdapterDetails,
@@ -205,6 +207,8 @@ __all__ = [
     "table_with",
     "tensor_digest",
     "tensors_beside",
+    "valid_hub_id",
+    "valid_name",
     "vector_key",
     "verdict",
     "verdicts",

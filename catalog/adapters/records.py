@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+
+_HUB_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_NAME_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
+
+
+def valid_hub_id(hub_id: object) -> bool:
+    """Whether this can be the Hub's `_id` of a repository."""
+    return isinstance(hub_id, str) and _HUB_ID.fullmatch(hub_id) is not None
+
+
+def valid_name(name: object) -> bool:
+    """Whether the Hub allows this repository name: `owner/name`, or one part for the oldest models.
+
+    The Hub counts 96 characters for each part: of 960 real adapters 13 have longer names in all.
+    """
+    if not isinstance(name, str) or "--" in name or ".." in name:
+        return False
+    parts = name.split("/")
+    return len(parts) <= 2 and all(map(_NAME_PART.fullmatch, parts)) and not name.endswith(".git")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Rows come from column statements in pages, in bounded memory. Writes nothing.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from catalog.search.browse import Listing, list_statement
 from catalog.search.rows import read_page_notes
 
 _PAGE = 2000
+# The largest numbers that a column holds.
+_LARGEST = {"number": sys.float_info.max, "whole": 2**63 - 1}
 # What a card says of its training, in columns of their own.
 TRAINING = {
     "learning_rate": "number",
@@ -136,7 +139,9 @@ def _cell(value: Any, kind: str) -> Any:
     """The value as its column has it; what is of another kind in a card is none."""
     if kind == "list":
         return list(texts_in(value))
-    if kind in ("number", "whole") and (isinstance(value, bool) or not isinstance(value, (int, float))):
+    if kind in ("number", "whole") and (
+        isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > _LARGEST[kind]
+    ):
         return None
     if kind == "number":
         return float(value)

@@ -49,7 +49,8 @@ CARD_FACTS = ("base_model", "datasets", "language", "licence", "license", "licen
 ADAPTER_KEY = ("hub_id", "commit", "subfolder")
 _OF_CARDS = ("card_digest", "card_text", "card_front")
 VECTORS = ("spectrum", "delta", "output", "vector")
-_MOST_JSON = 64 * 1024 * 1024
+# The bytes of one value.
+MOST_VALUE = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,7 @@ class SnapshotTable:
                 if values[name] is not None:
                     values[name] = members(values[name])
         except (ValueError, TypeError, LoradexError) as error:
-            raise CatalogError(
-                f"the snapshot's table {self.name} contains an invalid value: {error}"
-            ) from error
+            raise CatalogError(f"it contains an invalid value: {error}") from error
         return values
 
 
@@ -158,7 +157,7 @@ def _decode(kind: str, value: Any) -> Any:
     if value is None:
         return None
     if kind == "json":
-        return load_json(value.encode(), max_bytes=_MOST_JSON)
+        return load_json(value.encode(), max_bytes=MOST_VALUE)
     if kind == "vector":
         import numpy as np
 

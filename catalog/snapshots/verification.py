@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catalog.database import frontier, head
 from catalog.errors import CatalogError, ConfigError
 from catalog.files import digest_of, load_json, read_limited
-from catalog.fingerprints import FINGERPRINT_VERSION
-from catalog.search import SPACES
-from catalog.snapshots.layout import FORMAT, MANIFEST, TABLES, VECTORS, SnapshotTable
+from catalog.snapshots.checks import check_row
+from catalog.snapshots.layout import FORMAT, MANIFEST, MOST_VALUE, TABLES, SnapshotTable
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow
+    from numpy.typing import NDArray
     from pyarrow import parquet
 
 _MOST_MANIFEST = 16_000_000
 _MOST_FILE = 64_000_000_000
 _MOST_ROWS = 50_000_000
-# A group of rows is in memory at once, and none needs more than this.
-_MOST_GROUP = 4_000_000_000
+# A group of rows, as the file has it and decoded; an export writes less.
+_MOST_GROUP = 1_000_000_000
+# Rows that are decoded at once, and their bytes unless it is one row.
 _BATCH = 1000
-# The largest header of a weights file, its length included.
-_MOST_HEADER = 25_000_008
+_MOST_DECODED = 64_000_000
+# How far the clock of the machine that wrote a snapshot may be ahead.
+_SKEW = timedelta(days=1)
 _OPTIONAL = {"notes", "tags"}
+# Kinds of columns whose values are of any length.
+_VARIABLE = ("text", "json", "bytes")
 
 
 @dataclass(frozen=True)
@@ -73,33 +77,94 @@ class Manifest:
         return {name: int(entry["rows"]) for name, entry in self.document["tables"].items()}
 
     def rows(self, table: SnapshotTable) -> Iterator[list[dict[str, Any]]]:
-        """The rows of a table as the catalog holds them, a thousand at a time, checked one by one."""
+        """The rows of a table as the catalog holds them, at most a thousand at a time, checked one by one.
+
+        Raises CatalogError, which names the file and the row, for a value that the catalog cannot hold.
+        """
         from pyarrow import ArrowException
 
-        check = _CHECKS.get(table.name)
-
-        try:
-            for path in self.files.get(table.name, ()):
-                with _open(path) as file:
-                    for batch in file.iter_batches(_BATCH):
-                        columns = {name: _values(batch, name, table) for name in table.columns}
-                        rows = [
-                            table.decode({name: values[row] for name, values in columns.items()})
-                            for row in range(batch.num_rows)
-                        ]
-                        if check is not None:
-                            for row in rows:
-                                check(row)
-                        yield rows
-        except (ArrowException, OSError) as error:
-            raise CatalogError(f"the snapshot's table {table.name} cannot be read: {error}") from error
+        latest = datetime.now(UTC) + _SKEW
+        for path in self.files.get(table.name, ()):
+            place, number = f"the snapshot's {path.parent.name}/{path.name}", 0
+            try:
+                for part in _parts(path, table, place):
+                    columns = {name: _values(part, name, table) for name in table.columns}
+                    rows = []
+                    for at in range(part.num_rows):
+                        number += 1
+                        values = {name: column[at] for name, column in columns.items()}
+                        rows.append(_read_row(values, table, latest, f"{place}, row {number:,}"))
+                    yield rows
+            except (ArrowException, OSError, ValueError, OverflowError) as error:
+                raise CatalogError(f"{place} cannot be read: {error}") from error
 
 
-def _values(batch: Any, name: str, table: SnapshotTable) -> Any:
+def _parts(path: Path, table: SnapshotTable, place: str) -> Iterator[pyarrow.RecordBatch]:
+    """The rows of a file, in parts whose values have at most `_MOST_DECODED` bytes, or that are one row.
+
+    What a file repeats it stores once: the sizes are those of the values in every row, and are known before
+    the rows are made.
+    """
+    import numpy as np
+
+    with _open(path, [name for name, kind in table.columns.items() if kind in _VARIABLE]) as file:
+        for group in range(file.metadata.num_row_groups):
+            total = 0
+            for batch in file.iter_batches(_BATCH, row_groups=[group]):
+                sizes = _decoded_sizes(batch, table, place)
+                total += int(sizes.sum())
+                if total > _MOST_GROUP:
+                    raise CatalogError(f"{place} has more than {_MOST_GROUP:,} bytes in one group of rows")
+                start = 0
+                while start < batch.num_rows:
+                    count = int(np.searchsorted(np.cumsum(sizes[start:]), _MOST_DECODED, "right"))
+                    yield batch.slice(start, max(1, count))
+                    start += max(1, count)
+
+
+def _decoded_sizes(batch: pyarrow.RecordBatch, table: SnapshotTable, place: str) -> NDArray[np.int64]:
+    """The bytes of the values of each row, (rows,); raises CatalogError for a value that is too large."""
+    import numpy as np
+    from pyarrow import compute
+
+    sizes = np.zeros(batch.num_rows, np.int64)
+    for name, kind in table.columns.items():
+        column = batch.column(name)
+        if kind in _VARIABLE:
+            lengths = compute.binary_length(column.dictionary).take(column.indices)
+        elif kind == "vector":
+            lengths = compute.multiply(compute.list_value_length(column), 4)
+        else:
+            continue
+        own = compute.fill_null(lengths, 0).to_numpy(zero_copy_only=False).astype(np.int64)
+        if own.size and own.max() > MOST_VALUE:
+            raise CatalogError(
+                f"{place} has a {name} of {own.max():,} bytes; at most {MOST_VALUE:,} are read"
+            )
+        sizes += own
+    return sizes
+
+
+def _values(batch: pyarrow.RecordBatch, name: str, table: SnapshotTable) -> Any:
     column = batch.column(name)
-    if table.columns[name] != "vector":
-        return column.to_pylist()
-    return [None if not value.is_valid else value.values.to_numpy() for value in column]
+    if table.columns[name] == "vector":
+        return [None if not value.is_valid else value.values.to_numpy() for value in column]
+    return (column.dictionary_decode() if table.columns[name] in _VARIABLE else column).to_pylist()
+
+
+def _read_row(
+    values: Mapping[str, Any], table: SnapshotTable, latest: datetime, place: str
+) -> dict[str, Any]:
+    """A row as the catalog holds it; raises CatalogError, which names the place."""
+    try:
+        row = table.decode(values)
+        for name, kind in table.columns.items():
+            if kind == "time" and row[name] is not None and row[name] > latest:
+                raise CatalogError(f"its {name}, {row[name]:%Y-%m-%d}, is later than now")
+        check_row(table.name, row)
+    except CatalogError as error:
+        raise CatalogError(f"{place}: {error}") from error
+    return row
 
 
 def verify_snapshot(folder: Path) -> Manifest:
@@ -116,6 +181,9 @@ def verify_snapshot(folder: Path) -> Manifest:
     )
     document, _ = read_manifest(content, str(folder))
     with _misstated(str(folder)):
+        for name in ("choice", "left_out"):
+            if not isinstance(document[name], dict):
+                raise ValueError(name)
         tables = document["tables"]
         files = {name: _check_table(folder, TABLES[name], tables[name]) for name in tables}
         return Manifest(folder, files, tuple(map(_read_scope, document["crawls"])), document)
@@ -202,16 +270,19 @@ def _check_table(folder: Path, table: SnapshotTable, entry: Mapping[str, Any]) -
 def _check_file(file: parquet.ParquetFile, table: SnapshotTable, path: Path) -> int:
     if not file.schema_arrow.equals(table.schema(), check_metadata=False):
         raise CatalogError(f"{path} has other columns or types than format {FORMAT}")
-    groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
-    if any(group.total_byte_size > _MOST_GROUP for group in groups):
-        raise CatalogError(f"{path} has a group of rows of more than {_MOST_GROUP:,} bytes")
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        # A value of a list is stored as one of a few bits, and has eight bytes at most in memory.
+        values = (8 * group.column(column).num_values for column in range(group.num_columns))
+        if max(group.total_byte_size, *values, 0) > _MOST_GROUP:
+            raise CatalogError(f"{path} has a group of rows of more than {_MOST_GROUP:,} bytes")
     return int(file.metadata.num_rows)
 
 
-def _open(path: Path) -> parquet.ParquetFile:
+def _open(path: Path, read_dictionary: Sequence[str] = ()) -> parquet.ParquetFile:
     from pyarrow import parquet
 
-    return parquet.ParquetFile(path)
+    return parquet.ParquetFile(path, read_dictionary=list(read_dictionary))
 
 
 def _read_scope(entry: Mapping[str, Any]) -> ListedScope:
@@ -219,6 +290,9 @@ def _read_scope(entry: Mapping[str, Any]) -> ListedScope:
     asked = dict(entry["asked"])
     question = {name: value for name, value in asked.items() if name != "since"}
     listing = {name: asked[name] for name in ("hub", "queries")}
+    hub = asked["hub"]
+    if not isinstance(hub, str) or not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", hub):
+        raise CatalogError(f"the manifest names a crawl of {str(hub)[:80]!r}, which is no http or https URL")
     if frontier.digest(question) != entry["scope"] or frontier.digest(listing) != entry["listing"]:
         raise CatalogError("the manifest's digests of a crawl are not those of what it asked")
     if asked["since"] is not None or asked["limit"] is not None:
@@ -226,48 +300,6 @@ def _read_scope(entry: Mapping[str, Any]) -> ListedScope:
     started, mark = (datetime.fromisoformat(entry[name]) for name in ("started_at", "watermark"))
     if started.tzinfo is None or mark.tzinfo is None or mark > started:
         raise CatalogError("the manifest's times of a crawl are not in order")
+    if started > datetime.now(UTC) + _SKEW:
+        raise CatalogError(f"the manifest names a crawl of {started:%Y-%m-%d}, which is later than now")
     return ListedScope(entry["scope"], entry["listing"], asked, started, mark)
-
-
-def _check_header(row: Mapping[str, Any]) -> None:
-    """Raises CatalogError unless the header of a weights file is compressed, of a size that is allowed."""
-    if row["header"] is None:
-        return
-    reader = zlib.decompressobj()
-    try:
-        reader.decompress(row["header"], _MOST_HEADER)
-    except zlib.error as error:
-        raise CatalogError(f"the snapshot's table weights: a header is not compressed: {error}") from error
-    if not reader.eof:
-        raise CatalogError("the snapshot's table weights: a header is too large or incomplete")
-
-
-def _check_document(row: Mapping[str, Any]) -> None:
-    """Raises CatalogError unless a small file has the digest, sha256 or git's, under which it is stored."""
-    content, digest = row["content"] or b"", row["digest"]
-    if len(digest) == 40:
-        actual = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-    else:
-        actual = hashlib.sha256(content).hexdigest()
-    if actual != digest:
-        raise CatalogError(f"the snapshot's document {digest[:12]} has other bytes than its digest says")
-
-
-def _check_vectors(row: Mapping[str, Any]) -> None:
-    """Raises CatalogError for vectors that are not finite, or of another size than searches compare."""
-    import numpy as np
-
-    vectors = {name: np.frombuffer(row[name], "<f4") for name in VECTORS if row.get(name) is not None}
-    sizes = {name: SPACES[name].size for name in ("delta", "output")}
-    for name, vector in vectors.items():
-        wrong = row.get("version") == FINGERPRINT_VERSION and len(vector) != sizes.get(name, len(vector))
-        if wrong or (name != "spectrum" and not np.isfinite(vector).all()):
-            raise CatalogError(f"the snapshot has a vector ({name}) of another size, or that is not finite")
-
-
-_CHECKS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
-    "documents": _check_document,
-    "weights": _check_header,
-    "fingerprints": _check_vectors,
-    "embeddings": _check_vectors,
-}

@@ -42,8 +42,9 @@ from catalog.scores import BASE
 from catalog.snapshots import layout
 from catalog.snapshots.layout import CARD_FACTS, FORMAT, MANIFEST, TABLES, SnapshotTable
 
-# Rows of a group, and of a file.
+# Rows of a group and characters of its values, and rows of a file.
 _GROUP = 10_000
+_MOST_CHARACTERS = 100_000_000
 _MOST_ROWS = 500_000
 _BLOCK = 500
 _README = """\
@@ -103,13 +104,16 @@ class _Writer:
     def __init__(self, folder: Path, table: SnapshotTable) -> None:
         self._folder, self._table, self._schema = folder, table, table.schema()
         self._rows: list[dict[str, Any]] = []
+        self._characters = 0
         self._files: list[tuple[Path, int]] = []
         self._writer: Any = None
 
     def add(self, row: dict[str, Any]) -> None:
         """Adds a row."""
-        self._rows.append(self._table.encode(row))
-        if len(self._rows) == _GROUP:
+        values = self._table.encode(row)
+        self._rows.append(values)
+        self._characters += sum(len(value) for value in values.values() if isinstance(value, str | bytes))
+        if len(self._rows) == _GROUP or self._characters >= _MOST_CHARACTERS:
             self._flush()
 
     def close(self) -> dict[str, Any]:
@@ -149,7 +153,7 @@ class _Writer:
         self._writer.write_table(pyarrow.Table.from_pylist(self._rows, schema=self._schema), _GROUP)
         path, rows = self._files[-1]
         self._files[-1] = path, rows + len(self._rows)
-        self._rows = []
+        self._rows, self._characters = [], 0
 
 
 def write_snapshot(

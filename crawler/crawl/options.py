@@ -6,10 +6,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from catalog.adapters import BaseTable, initial_table
+from catalog.adapters import BaseTable, initial_table, valid_name
 from catalog.errors import UsageError
 from catalog.fingerprints import FINGERPRINT_VERSION, MOST_PROCESSES
-from crawler.hub import valid_name
 
 DEFAULT_BASE = "meta-llama/Llama-3.1-8B-Instruct"
 WEIGHTS = ("keep", "stream", "headers")

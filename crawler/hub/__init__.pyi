@@ -3,7 +3,7 @@ from .client import Hub, Page
 from .datasets import upload_dataset
 from .exchange import HubSettings, limits_of
 from .folders import MARKERS, Folder, adapter_folders
-from .rows import BadRow, ListedRepository, parse_row, reduce_row, valid_name
+from .rows import BadRow, ListedRepository, parse_row, reduce_row
 from .tree import RemoteFile
 from .wire import check_endpoint
 
@@ -29,5 +29,4 @@ __all__ = [
     "reduce_row",
     "upload_dataset",
     "usable",
-    "valid_name",
 ]

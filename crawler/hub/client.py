@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
+from catalog.adapters import valid_name
 from catalog.errors import HubPayloadError, IntegrityError, UsageError
 from catalog.files import BlobStore, unsafe_path
 from crawler.hub import wire
 from crawler.hub.budget import Clock, RequestBudget
 from crawler.hub.exchange import Answer, Ask, Exchange, HubSettings, Usage
-from crawler.hub.rows import KEPT, valid_name
+from crawler.hub.rows import KEPT
 from crawler.hub.transfer import Download, read_header, read_part, read_whole
 from crawler.hub.tree import RemoteFile, RepositoryTree, read_tree
 

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from catalog.adapters import RepositoryRecord
+from catalog.adapters import RepositoryRecord, valid_hub_id, valid_name
 from catalog.errors import UnreadableError
 from catalog.files import UNSTORABLE
 from crawler.reading import reading
 
-_HUB_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SHA = re.compile(r"[0-9a-f]{40}")
-_NAME_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
 _DATE = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})?"
 )
@@ -55,17 +53,6 @@ class BadRow:
     excerpt: str
 
 
-def valid_name(name: object) -> bool:
-    """Whether the Hub allows this repository name: `owner/name`, or one part for the oldest models.
-
-    The Hub counts 96 characters for each part: of 960 real adapters 13 have longer names in all.
-    """
-    if not isinstance(name, str) or "--" in name or ".." in name:
-        return False
-    parts = name.split("/")
-    return len(parts) <= 2 and all(map(_NAME_PART.fullmatch, parts)) and not name.endswith(".git")
-
-
 def parse_row(raw: object) -> ListedRepository | BadRow:
     """The repository of one raw row, or a BadRow when its identity cannot be used; never raises."""
     try:
@@ -81,7 +68,7 @@ def _parse(raw: object) -> ListedRepository | BadRow:
     if _too_deep(raw):
         return BadRow("the row is nested too deep", _excerpt(raw))
     hub_id, name, sha = raw.get("_id"), raw.get("id"), raw.get("sha")
-    if not isinstance(hub_id, str) or not _HUB_ID.fullmatch(hub_id):
+    if not isinstance(hub_id, str) or not valid_hub_id(hub_id):
         return BadRow("the row has no usable _id", _excerpt(raw))
     if not isinstance(name, str) or not valid_name(name):
         return BadRow("the row has no usable id", _excerpt(raw))

@@ -26,9 +26,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from catalog.adapters import valid_name
 from catalog.errors import UsageError
 from catalog.files import read_up_to
-from crawler.hub import valid_name
 from crawler.localhub.tags import Derived, derive
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crawler.hub import BadRow, ListedRepository, parse_row, reduce_row, valid_name
+from catalog.adapters import valid_name
+from crawler.hub import BadRow, ListedRepository, parse_row, reduce_row
 
 ROW: dict[str, Any] = {
     "_id": "65a1b2c3d4e5f60718293a4b",

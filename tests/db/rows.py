@@ -16,9 +16,16 @@ from catalog.search import SPACES
 NOW = datetime(2026, 9, 1, 12, 30, 15, 250_000, tzinfo=UTC)
 COMMIT = "c" * 40
 SHA256 = "d" * 64
+HUB_ID = "e" * 24
 
 # Values that the type alone cannot tell.
 SPECIAL: dict[str, Any] = {
+    "repository.hub_id": HUB_ID,
+    "repository.name": "owner/name",
+    "repository.owner": "owner",
+    "repository_alias.name": "owner/earlier",
+    "annotation.hub_id": HUB_ID,
+    "annotation_tag.hub_id": HUB_ID,
     "adapter.commit": COMMIT,
     "document.digest": hashlib.sha256(b"\x00\xff").hexdigest(),
     "weights_file.header": zlib.compress(b"{}"),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from click.testing import CliRunner
 from pyarrow import parquet
@@ -29,6 +31,7 @@ from catalog.database import (
     SavedPool,
     TableBase,
     for_writing,
+    frontier,
 )
 from catalog.errors import CatalogError, IntegrityError, UsageError
 from catalog.files import digest_of
@@ -39,10 +42,12 @@ from catalog.snapshots import (
     ImportCounts,
     SnapshotChoice,
     import_snapshot,
+    verification,
     verify_snapshot,
     write_snapshot,
+    writing,
 )
-from catalog.snapshots.layout import TABLES
+from catalog.snapshots.layout import MOST_VALUE, TABLES
 from cli.main import loradex as program
 from loradex.rows import AdapterDetails
 from tests.db import rows
@@ -58,6 +63,7 @@ ALONE = {
     *("crawl", "crawl_item", "crawl_page", "crawl_retry", "weights_item", "request_budget"),
     *("pool", "pool_member", "change_token", "text_version", "vector_version"),
 }
+FUTURE = "9998-01-01T00:00:00+00:00"
 EVERYTHING = SnapshotChoice(cards=True, with_private=True, with_notes=True)
 
 
@@ -335,23 +341,45 @@ def _change_manifest(change: Callable[[dict[str, Any]], object]) -> Callable[[Pa
     return alter
 
 
+def _replace_table(folder: Path, name: str, change: Callable[[Any], Any]) -> None:
+    """Other columns of a table, with a manifest that says so."""
+    path = folder / name / "train-00000.parquet"
+    parquet.write_table(change(parquet.read_table(path)), path)
+    document = json.loads((folder / MANIFEST).read_text())
+    file = document["tables"][name]["files"][0]
+    file |= {"bytes": path.stat().st_size, "sha256": digest_of(path)}
+    (folder / MANIFEST).write_text(json.dumps(document))
+
+
 def _rewrite(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-    """Another value in the first row of a table, with a manifest that says so."""
+    """Another value in the first row of a table."""
 
-    def alter(folder: Path) -> None:
-        import pyarrow
+    def changed(old: Any) -> Any:
+        values = old.to_pylist()
+        change(values[0])
+        return pyarrow.Table.from_pylist(values, schema=old.schema)
 
-        path = folder / name / "train-00000.parquet"
-        old = parquet.read_table(path)
-        changed = old.to_pylist()
-        change(changed[0])
-        parquet.write_table(pyarrow.Table.from_pylist(changed, schema=old.schema), path)
-        document = json.loads((folder / MANIFEST).read_text())
-        file = document["tables"][name]["files"][0]
-        file |= {"bytes": path.stat().st_size, "sha256": digest_of(path)}
-        (folder / MANIFEST).write_text(json.dumps(document))
+    return lambda folder: _replace_table(folder, name, changed)
 
-    return alter
+
+def _fill_column(name: str, storage: Any, value: Any) -> Callable[[Any], Any]:
+    """The same value in every row of a column, without a look at what it means."""
+
+    def changed(old: Any) -> Any:
+        place = old.schema.get_field_index(name)
+        values = pyarrow.array([value] * len(old), storage).view(old.schema.field(name).type)
+        return old.set_column(place, old.schema.field(name), values)
+
+    return changed
+
+
+def _ask(document: dict[str, Any], **asked: Any) -> None:
+    """Another question of the first crawl, with the digests of it."""
+    crawl = document["crawls"][0]
+    crawl["asked"] |= asked
+    question = {name: value for name, value in crawl["asked"].items() if name != "since"}
+    crawl["scope"] = frontier.digest(question)
+    crawl["listing"] = frontier.digest({name: question[name] for name in ("hub", "queries")})
 
 
 @pytest.mark.parametrize(
@@ -377,6 +405,30 @@ def _rewrite(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[
         (_rewrite("adapters", lambda row: row.update(targets="{")), "an invalid value"),
         (_rewrite("reasons", lambda row: row.update(hub_id="0" * 24)), "does not follow the order"),
         (_rewrite("adapters", lambda row: row.update(commit="short")), "contradict each other"),
+        (_change_manifest(lambda one: _ask(one, hub=5)), "no http or https URL"),
+        (_change_manifest(lambda one: _ask(one, hub="ftp://hub")), "no http or https URL"),
+        (_change_manifest(lambda one: one["crawls"][0].update(started_at=FUTURE)), "later than now"),
+        (_change_manifest(lambda one: one.update(choice=[])), "misstates choice"),
+        (_change_manifest(lambda one: one.update(left_out=5)), "misstates left_out"),
+        (
+            _rewrite("repositories", lambda row: row.update(last_seen=datetime.fromisoformat(FUTURE))),
+            "repositories/train-00000.parquet, row 1: its last_seen, 9998-01-01, is later than now",
+        ),
+        (
+            _rewrite("repositories", lambda row: row.update(name="a/b@c:d")),
+            "repositories/train-00000.parquet, row 1: 'a/b@c:d' is not the name of a repository",
+        ),
+        (_rewrite("repositories", lambda row: row.update(owner="else")), "row 1: its owner is not that"),
+        (_rewrite("repositories", lambda row: row.update(hub_id="a b")), "row 1: its hub_id is not"),
+        (_rewrite("adapters", lambda row: row.update(subfolder="../x")), "row 1: its subfolder leaves"),
+        (_rewrite("files", lambda row: row.update(file="[]")), "row 1: its file is not a name, a size"),
+        *(
+            (
+                _rewrite("training", lambda row, fact=fact: row.update(training=json.dumps(fact))),
+                f"training/train-00000.parquet, row 1: its {next(iter(fact))} is not a",
+            )
+            for fact in ({"steps": 1e300}, {"seed": 2**63}, {"epochs": "x"}, {"learning_rate": 10**200})
+        ),
     ],
 )
 def test_a_snapshot_that_is_not_as_it_says_changes_nothing(
@@ -389,6 +441,112 @@ def test_a_snapshot_that_is_not_as_it_says_changes_nothing(
         catalog.import_snapshot(folder)
     assert catalog.status().repositories == 0
     assert catalog.info().rows["document"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "advice"),
+    [
+        ("tags", {"tag": "a\nb"}, "is not a tag"),
+        ("tags", {"tag": " "}, "is not a tag"),
+        ("tags", {"tag": "x" * 5000}, "is not a tag"),
+        ("tags", {"tag": " x"}, "has spaces around it"),
+        ("notes", {"note": "x" * 2_000_000}, "A note has 1 to"),
+        ("notes", {"note": ""}, "A note has 1 to"),
+    ],
+)
+def test_words_that_no_user_may_write_are_not_imported(
+    engine: Engine, tmp_path: Path, name: str, words: dict[str, str], advice: str
+) -> None:
+    rows.fill(engine)
+    with Session(engine) as session, session.begin():
+        session.execute(update(Adapter).values(files=[FILE], training={}))
+    folder = write(engine, tmp_path / "snapshot")
+    _rewrite(name, lambda row: row.update(words))(folder)
+    catalog = loradex.open(tmp_path / "data")
+    with pytest.raises(CatalogError, match=f"{name}/train-00000.parquet, row 1: .*{advice}"):
+        catalog.import_snapshot(folder)
+    assert catalog.status().repositories == 0
+
+
+def _repeat_document(folder: Path, size: int, count: int) -> None:
+    """One small file of this size, so many times; Parquet stores the bytes once."""
+    path, content = folder / "documents" / "train-00000.parquet", bytes(size)
+    values = {"digest": hashlib.sha256(content).hexdigest(), "content": content}
+    schema = TABLES["documents"].schema()
+    index = pyarrow.array([0] * count, pyarrow.int8())
+    columns = [
+        pyarrow.DictionaryArray.from_arrays(index, pyarrow.array([values[field.name]], field.type))
+        for field in schema
+    ]
+    repeated = pyarrow.Table.from_arrays(columns, schema.names)
+    parquet.write_table(repeated, path, compression="zstd", store_schema=False)
+    assert path.stat().st_size < 100_000
+    document = json.loads((folder / MANIFEST).read_text())
+    entry = document["tables"]["documents"]
+    file = {"path": f"documents/{path.name}", "bytes": path.stat().st_size, "sha256": digest_of(path)}
+    entry |= {"rows": count, "files": [file | {"rows": count}]}
+    (folder / MANIFEST).write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "words"),
+    [
+        (2_000_000, 1000, "has more than 1,000,000,000 bytes in one group of rows"),
+        (MOST_VALUE + 1, 1, "has a content of 67,108,865 bytes; at most 67,108,864 are read"),
+    ],
+)
+def test_a_small_file_of_many_decoded_bytes_is_refused(
+    exported: Path, tmp_path: Path, size: int, count: int, words: str
+) -> None:
+    folder = shutil.copytree(exported, tmp_path / "snapshot")
+    _repeat_document(folder, size, count)
+    with pytest.raises(CatalogError, match=f"documents/train-00000.parquet {words}"):
+        loradex.verify_snapshot(folder)
+
+
+def test_a_small_file_of_long_vectors_is_refused(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(exported, tmp_path / "snapshot")
+    monkeypatch.setattr(verification, "_MOST_GROUP", 8_000_000)
+    _rewrite("fingerprints", lambda row: row.update(version=0, delta=[0.0] * 1_000_000))(folder)
+    assert (folder / "fingerprints" / "train-00000.parquet").stat().st_size < 8_000_000
+    with pytest.raises(CatalogError, match="a group of rows of more than"):
+        verify_snapshot(folder)
+
+
+def test_no_more_is_decoded_at_once_than_is_allowed(exported: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(exported, tmp_path / "snapshot")
+    _repeat_document(folder, 10_000_000, 50)
+    parts = [len(part) for part in verify_snapshot(folder).rows(TABLES["documents"])]
+    assert parts == [6] * 8 + [2]
+
+
+def test_groups_of_large_rows_are_written_smaller(exported: Path, tmp_path: Path) -> None:
+    writer = writing._Writer(tmp_path, TABLES["documents"])
+    for number in range(3):
+        writer.add({"digest": str(number), "content": bytes(writing._MOST_CHARACTERS // 2)})
+    writer.close()
+    with parquet.ParquetFile(tmp_path / "documents" / "train-00000.parquet") as file:
+        groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+    assert groups == [2, 1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _fill_column("owner", pyarrow.binary(), b"\xff"),
+        _fill_column("last_seen", pyarrow.int64(), 2**62),
+    ],
+    ids=["text", "time"],
+)
+def test_values_that_python_cannot_hold_are_one_sentence(
+    exported: Path, tmp_path: Path, change: Callable[[Any], Any]
+) -> None:
+    folder = shutil.copytree(exported, tmp_path / "snapshot")
+    _replace_table(folder, "repositories", change)
+    with pytest.raises(CatalogError, match=r"repositories/train-00000\.parquet cannot be read"):
+        loradex.verify_snapshot(folder)
 
 
 def test_a_folder_that_is_not_a_snapshot_is_never_replaced(sample_data: Path, tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, text, update
 
 import loradex
-from catalog.database import opening, views
+from catalog.database import Adapter, Repository, opening, views
 from catalog.errors import CatalogError, SchemaVersionError
 from catalog.search.table import KINDS
 from tests.db import rows
@@ -44,7 +44,7 @@ def test_a_row_of_each_table_is_a_row_of_each_view(engine: Engine) -> None:
         connection.execute(text("UPDATE annotation_tag SET hub_id = (SELECT hub_id FROM repository)"))
         connection.execute(text("UPDATE annotation_tag SET subfolder = (SELECT subfolder FROM adapter)"))
     [adapter], [score], [member] = (select_all(engine, view) for view in VIEWS)
-    assert adapter["adapter"] == member["adapter"] == "repository.name ü:adapter.subfolder ü"
+    assert adapter["adapter"] == member["adapter"] == "owner/name:adapter.subfolder ü"
     listed = [adapter[name] for name in ("reasons", "own_tags")]
     texts = [value if isinstance(value, list) else json.loads(value) for value in listed]
     assert texts == [["adapter_reason.reason ü"], ["annotation_tag.tag ü"]]
@@ -248,6 +248,24 @@ def test_the_table_has_what_show_has(sample_data: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.parquet"
     catalog.export_table(again)
     assert again.read_bytes() == file.read_bytes()
+
+
+def test_a_number_that_its_column_cannot_hold_is_none(
+    engine: Engine, catalog_url: str, tmp_path: Path
+) -> None:
+    import pyarrow.parquet
+
+    rows.fill(engine)
+    training = {"steps": 1e300, "seed": -(2**70), "batch_size": 4.0, "epochs": 10**309, "warmup_ratio": 1e300}
+    with engine.begin() as connection:
+        connection.execute(update(Adapter).values(training=training, current=True, card_front={}))
+        connection.execute(update(Repository).values(gone_at=None))
+    file = tmp_path / "all.parquet"
+    with loradex.open(tmp_path, url=catalog_url) as catalog:
+        assert catalog.export_table(file) == 1
+    (row,) = pyarrow.parquet.read_table(file).to_pylist()
+    expected = {"steps": None, "seed": None, "batch_size": 4, "epochs": None, "warmup_ratio": 1e300}
+    assert {name: row[f"training_{name}"] for name in training} == expected
 
 
 def test_the_columns_are_documented() -> None:
