@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from catalog.database import for_writing, leases
-from crawler.hub import MARGIN, Hub, HubSettings, Kind, Lane, RateLimit, SharedBudget, limits_of, usable
+from crawler.hub import MARGIN, Draw, Hub, HubSettings, Kind, Lane, RateLimit, SharedBudget, limits_of, usable
 
 Result = TypeVar("Result")
 
@@ -24,20 +24,19 @@ class CatalogLedger:
         account = f"{settings.endpoint} {settings.token or ''}"
         self._account = hashlib.sha256(account.encode()).hexdigest()[:32]
 
-    def draw(self, kind: Kind, most: int, limit: RateLimit | None) -> tuple[int, float]:
+    def draw(self, kind: Kind, most: int, limit: RateLimit | None) -> Draw:
         """As `crawler.hub.Ledger` says."""
 
-        def take(lane: Lane, now: float) -> tuple[int, float]:
+        def take(lane: Lane, now: float) -> Draw:
             if limit is not None:
                 lane.observe(now, limit, MARGIN)
-            wait = lane.wait(now)
-            return (lane.take(now, most), 0.0) if wait <= 0 else (0, wait)
+            return lane.draw(now, most)
 
         return self._change(kind, take)
 
-    def give_back(self, kind: Kind, count: int) -> None:
+    def give_back(self, kind: Kind, draw: Draw, count: int) -> None:
         """As `crawler.hub.Ledger` says."""
-        self._change(kind, lambda lane, _now: lane.give_back(count))
+        self._change(kind, lambda lane, _now: lane.give_back(draw, count))
 
     def _change(self, kind: Kind, change: Callable[[Lane, float], Result]) -> Result:
         """Changes the row while no other process does; times are those of the database."""

@@ -1,4 +1,4 @@
-from .budget import MARGIN, Kind, Lane, Ledger, RateLimit, SharedBudget, usable
+from .budget import MARGIN, Draw, Kind, Lane, Ledger, RateLimit, SharedBudget, usable
 from .client import Hub, Page
 from .datasets import upload_dataset
 from .exchange import HubSettings, limits_of
@@ -11,6 +11,7 @@ __all__ = [
     "MARGIN",
     "MARKERS",
     "BadRow",
+    "Draw",
     "Folder",
     "Hub",
     "HubSettings",

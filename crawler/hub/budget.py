@@ -43,6 +43,8 @@ Kind = Literal["api", "resolver"]
 KINDS: tuple[Kind, ...] = ("api", "resolver")
 # The requests that a process draws at once of a budget that it shares.
 DRAW = 20
+# Seconds for which they may be sent: they count from when they were drawn.
+LONGEST_HELD = 10.0
 # The share of every limit that stays unused.
 MARGIN = 0.1
 
@@ -75,6 +77,18 @@ class Clock:
         (wake or threading.Event()).wait(max(0.0, seconds))
 
 
+@dataclass(frozen=True)
+class Draw:
+    """Requests that were counted as sent: how many and when, and the end of the server's allowance then;
+    where there are none, the seconds to wait.
+    """
+
+    count: int
+    time: float
+    until: float
+    wait: float = 0.0
+
+
 @dataclass
 class Lane:
     """One class of requests: its quota, when how many were sent, and the server's allowance until `until`."""
@@ -88,7 +102,8 @@ class Lane:
 
     def wait(self, now: float) -> float:
         """Seconds until one more request may be sent; 0 for now."""
-        while self.sent and self.sent[0][0] <= now - self.window:
+        # By the same sum as the wait below, so that what has ended is no longer waited for.
+        while self.sent and self.sent[0][0] + self.window <= now:
             self.used -= self.sent.popleft()[1]
         wait = 0.0
         if self.quota is not None and self.used >= self.quota:
@@ -112,17 +127,25 @@ class Lane:
             self.used += count
         return count
 
-    def give_back(self, count: int) -> None:
-        """Takes back requests that were counted last and not sent."""
-        if self.allowance is not None:
+    def draw(self, now: float, most: int) -> Draw:
+        """As `take`, or the wait for the next request."""
+        wait = self.wait(now)
+        count = 0 if wait > 0 else self.take(now, most)
+        return Draw(count, now, self.until, max(0.0, wait))
+
+    def give_back(self, draw: Draw, count: int) -> None:
+        """Takes back so many requests of a draw that were not sent.
+
+        What others drew stays, and so does what the server allows in a later window.
+        """
+        if self.allowance is not None and abs(self.until - draw.until) <= _SAME_END:
             self.allowance += count
-        while count and self.sent:
-            time_sent, number = self.sent.pop()
-            returned = min(count, number)
-            self.used -= returned
-            count -= returned
-            if number > returned:
-                self.sent.append((time_sent, number - returned))
+        for place, (time_sent, number) in enumerate(self.sent):
+            if time_sent == draw.time:
+                returned = min(count, number)
+                self.sent[place] = (time_sent, number - returned)
+                self.used -= returned
+                count -= returned
 
     def observe(self, now: float, limit: RateLimit, margin: float) -> None:
         """Adopts the server's limit: its policy replaces the limit, its count can only lower it."""
@@ -200,8 +223,7 @@ class RequestBudget:
             with self._lock:
                 now = self._clock.now()
                 wait = lane.wait(now)
-                if wait <= 0:
-                    lane.take(now)
+                if wait <= 0 and lane.take(now):
                     return waited
             self._clock.sleep(max(wait, _SHORTEST_WAIT), wake)
             waited += self._clock.now() - now
@@ -215,25 +237,30 @@ class RequestBudget:
 class Ledger(Protocol):
     """The requests of one account, of which all its processes draw."""
 
-    def draw(self, kind: Kind, most: int, limit: RateLimit | None) -> tuple[int, float]:
-        """How many requests may be sent now, at most so many, and the seconds to wait where none may.
+    def draw(self, kind: Kind, most: int, limit: RateLimit | None) -> Draw:
+        """The requests that may be sent now, at most so many.
 
         `limit` is what the server said last, as far as no earlier draw told.
         """
         ...
 
-    def give_back(self, kind: Kind, count: int) -> None:
-        """Returns requests that were drawn and not sent."""
+    def give_back(self, kind: Kind, draw: Draw, count: int) -> None:
+        """Returns so many requests of a draw that were not sent."""
         ...
 
 
 class SharedBudget(RequestBudget):
-    """The share of one process in the budget of an account: it draws DRAW requests at a time."""
+    """The share of one process in the budget of an account: it draws DRAW requests at a time, and returns
+    those that it has not sent after LONGEST_HELD seconds.
+    """
 
     def __init__(self, ledger: Ledger, *, clock: Clock | None = None) -> None:
         super().__init__({}, clock=clock)
         self._ledger = ledger
         self._left: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+        # Of one draw each: the next one follows when nothing is left.
+        self._draws: dict[Kind, Draw] = {}
+        self._drawn_at: dict[Kind, float] = {}
         self._limits: dict[Kind, RateLimit] = {}
 
     def acquire(self, kind: Kind, wake: threading.Event | None = None) -> float:
@@ -243,13 +270,17 @@ class SharedBudget(RequestBudget):
             if wake is not None and wake.is_set():
                 raise WaitCancelledError(f"stopped while waiting to send a {kind} request")
             with self._lock:
-                wait = 0.0
+                if self._left[kind] and self._clock.now() - self._drawn_at[kind] > LONGEST_HELD:
+                    self._return(kind)
                 if not self._left[kind]:
                     limit = self._limits.pop(kind, None)
-                    self._left[kind], wait = self._ledger.draw(kind, DRAW, limit)
+                    self._draws[kind] = self._ledger.draw(kind, DRAW, limit)
+                    self._left[kind] = self._draws[kind].count
+                    self._drawn_at[kind] = self._clock.now()
                 if self._left[kind]:
                     self._left[kind] -= 1
                     return waited
+                wait = self._draws[kind].wait
             began = self._clock.now()
             self._clock.sleep(max(wait, _SHORTEST_WAIT), wake)
             waited += self._clock.now() - began
@@ -263,7 +294,10 @@ class SharedBudget(RequestBudget):
     def close(self) -> None:
         """Returns what was drawn and not sent."""
         with self._lock:
-            for kind, count in self._left.items():
-                if count:
-                    self._ledger.give_back(kind, count)
-                    self._left[kind] = 0
+            for kind in KINDS:
+                self._return(kind)
+
+    def _return(self, kind: Kind) -> None:
+        if self._left[kind]:
+            self._ledger.give_back(kind, self._draws[kind], self._left[kind])
+            self._left[kind] = 0

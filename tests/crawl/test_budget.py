@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from bisect import bisect_left
 from collections import Counter
@@ -10,15 +11,23 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub.utils import RateLimitInfo
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from crawler.hub import Hub, HubSettings
 from crawler.hub.budget import (
     ANONYMOUS,
+    DRAW,
     FREE_ACCOUNT,
+    LONGEST_HELD,
+    WINDOW,
     Clock,
+    Draw,
+    Kind,
+    Lane,
+    RateLimit,
     RequestBudget,
+    SharedBudget,
     WaitCancelledError,
 )
 from tests.fakes import VirtualClock
@@ -58,6 +67,8 @@ def test_three_thousand_requests_never_break_a_fixed_window(phase: float) -> Non
     assert clock.now() - begun <= 3 * 300 + 3000 * 0.05
 
 
+# The end of the first window, less the window, is rounded to before its beginning.
+@example(limit=1, phase=0.0, gaps=[1.887231271474457, 0.0, 0.0])
 @given(
     limit=st.integers(1, 40),
     phase=st.floats(0, 300),
@@ -209,3 +220,74 @@ def test_a_hub_with_limits_never_has_to_refuse(tmp_path: Path, phase: float) -> 
         assert {requests.status for requests in server.log} == {200}
         assert len(server.log) == 70
         assert hub.usage.waited_seconds > 0
+
+
+class LaneLedger:
+    """A ledger of API requests on a virtual clock."""
+
+    def __init__(self, quota: int, clock: VirtualClock) -> None:
+        self.lane, self._clock = Lane(quota), clock
+
+    def draw(self, kind: Kind, most: int, limit: RateLimit | None) -> Draw:
+        """Draws of the one lane, through JSON as the catalog keeps it."""
+        self.lane = Lane.from_json(json.loads(json.dumps(self.lane.as_json())))
+        now = self._clock.now()
+        if limit is not None:
+            self.lane.observe(now, limit, 0.0)
+        return self.lane.draw(now, most)
+
+    def give_back(self, kind: Kind, draw: Draw, count: int) -> None:
+        """Gives back to the one lane."""
+        self.lane.give_back(draw, count)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(0, 2 * DRAW), st.booleans(), st.floats(0, WINDOW)),
+        max_size=12,
+    )
+)
+def test_processes_of_one_account_never_break_a_window(steps: list[tuple[int, int, bool, float]]) -> None:
+    """They send, return what is left, and rest, in any order."""
+    clock = VirtualClock()
+    ledger = LaneLedger(2 * DRAW, clock)
+    budgets = [SharedBudget(ledger, clock=clock) for _ in range(3)]
+    times: list[float] = []
+    for who, count, close, pause in steps:
+        times += send(budgets[who], clock, count)
+        if close:
+            budgets[who].close()
+        clock.advance(pause)
+    for budget in budgets:
+        budget.close()
+    ends = [bisect_left(times, time + WINDOW - LONGEST_HELD) for time in times]
+    assert max((end - place for place, end in enumerate(ends)), default=0) <= 2 * DRAW
+    assert sum(number for _, number in ledger.lane.sent) == ledger.lane.used
+
+
+def test_a_process_that_returns_its_draw_leaves_a_later_one_of_another() -> None:
+    clock = VirtualClock()
+    ledger = LaneLedger(2 * DRAW, clock)
+    one, two = (SharedBudget(ledger, clock=clock) for _ in range(2))
+    one.acquire("api")
+    clock.advance(100)
+    times = send(two, clock, DRAW)
+    one.close()
+    clock.advance(WINDOW - 100)
+    times += send(two, clock, 3 * DRAW)
+    assert max(bisect_left(times, time + WINDOW) - place for place, time in enumerate(times)) <= 2 * DRAW
+
+
+def test_what_is_returned_raises_no_allowance_of_a_later_window() -> None:
+    clock = VirtualClock()
+    ledger = LaneLedger(1000, clock)
+    one, two = (SharedBudget(ledger, clock=clock) for _ in range(2))
+    for budget in (one, two):
+        budget.observe("api", server_limit(500, 100))
+        budget.acquire("api")
+    one.close()
+    assert ledger.lane.allowance == 500 - DRAW - 1
+    clock.advance(150)
+    ledger.lane.observe(clock.now(), server_limit(7, 300), 0.0)
+    two.close()
+    assert (ledger.lane.allowance, ledger.lane.used) == (7, 2)

@@ -384,18 +384,19 @@ def test_processes_draw_of_one_budget_and_return_what_they_did_not_send(engine: 
         assert budget.acquire("api") == 0
     usable = 900  # nine tenths of the 1,000 of a free account
     granted = ledger.draw("api", usable, None)
-    assert granted == (usable - 2 * DRAW, 0.0)
-    number, wait = ledger.draw("api", 1, None)
-    assert number == 0
-    assert 0 < wait <= WINDOW
+    assert (granted.count, granted.wait) == (usable - 2 * DRAW, 0.0)
+    refused = ledger.draw("api", 1, None)
+    assert refused.count == 0
+    assert 0 < refused.wait <= WINDOW
     one.close()
-    assert ledger.draw("api", usable, None) == (DRAW - 2, 0.0)
+    again = ledger.draw("api", usable, None)
+    assert (again.count, again.wait) == (DRAW - 2, 0.0)
     # What one process hears of the server counts for all.
     two.observe("resolver", RateLimitInfo("resolver", 12, 100, 100, 300))
     two.acquire("resolver")
-    assert CatalogLedger(engine, settings).draw("resolver", 50, None)[0] == 0
+    assert CatalogLedger(engine, settings).draw("resolver", 50, None).count == 0
     other = CatalogLedger(engine, HubSettings("https://hub.example", token="hf_y"))
-    assert other.draw("api", DRAW, None) == (DRAW, 0.0)
+    assert other.draw("api", DRAW, None).count == DRAW
     with engine.connect() as connection:
         assert "hf_x" not in str(connection.execute(text("SELECT * FROM request_budget")).all())
 
