@@ -1,11 +1,12 @@
 """What a cache compares to know whether the catalog has changed: random tokens, drawn by triggers.
 
 `change_token` has a token for each topic: what full text is made from, which fingerprints belong to which
-base model, and the vectors of cards. Every write that changes one of these draws a new random token,
-whoever writes; other writes leave it. Equal tokens mean equal content, also after a backup was restored
-that grew differently, where a counter would lie. `text_version` has a random version for the text of each
-adapter, so that a cache finds the texts that changed; `vector_version` one for each part of the fingerprints
-and of the vectors of cards, those whose digests begin with the same characters.
+base model, the vectors of cards, and what the page shows of adapters, of scores and of crawls. Every write
+that changes one of these draws a new random token, whoever writes; other writes leave it. Equal tokens mean
+equal content, also after a backup was restored that grew differently, where a counter would lie.
+`text_version` has a random version for the text of each adapter, so that a cache finds the texts that
+changed; `vector_version` one for each part of the fingerprints and of the vectors of cards, those whose
+digests begin with the same characters.
 
 The triggers are defined here alone. A migration runs without them; `create_triggers` makes them at its end,
 and draws everything anew where one was missing. On PostgreSQL they are constraint triggers, deferred to the
@@ -29,8 +30,8 @@ from sqlalchemy.orm import Session
 from catalog.database.schema import ChangeToken, TextVersion, VectorVersion
 from catalog.index import PART_LENGTH
 
-Topic = Literal["texts", "fingerprints", "embeddings"]
-TOPICS: tuple[Topic, ...] = ("texts", "fingerprints", "embeddings")
+Topic = Literal["texts", "fingerprints", "embeddings", "adapters", "scores", "crawls"]
+TOPICS: tuple[Topic, ...] = ("texts", "fingerprints", "embeddings", "adapters", "scores", "crawls")
 PREFIX = "loradex_changes"
 
 
@@ -71,6 +72,34 @@ _TEXT_COLUMNS = (
     "base_model_id",
 )
 _OF_REPOSITORY = "adapter.repository_id = {row}.id"
+# What the page shows of them, or what that follows from.
+_ADAPTER_COLUMNS = (
+    *("repository_id", "subfolder", "main", "current", "config_digest", "card_digest", "weights_digest"),
+    *("weights_name", "files", "base_model_id", "base_raw", "base_kind", "base_evidence", "peft_type"),
+    *("task_type", "rank", "alpha", "scaling", "use_rslora", "targets", "modules", "parameters", "dtypes"),
+    *("norm", "health", "scaling_pattern", "partial", "engine_features", "engine_rank", "engine_whole"),
+    *("engine_version", "license", "card_quality", "card_text", "card_front", "training"),
+)
+_REPOSITORY_COLUMNS = (
+    *("hub_id", "name", "owner", "created_at", "last_modified", "gated", "disabled", "private", "downloads"),
+    *("downloads_all_time", "likes", "library", "pipeline_tag", "tags", "gone_at"),
+)
+_SCORE_COLUMNS = (
+    *("subject", "adapter_id", "task", "split", "metric", "value", "n", "source", "protocol", "items_sha"),
+    *("outcomes", "margins"),
+)
+
+
+def _of_table(topic: Topic, table: str, columns: tuple[str, ...]) -> tuple[_Trigger, ...]:
+    """The triggers by which every change of these columns of a table changes a token."""
+    return (
+        _Trigger(topic, table, "INSERT"),
+        _Trigger(topic, table, "UPDATE", columns),
+        _Trigger(topic, table, "DELETE"),
+        _Trigger(topic, table, "TRUNCATE"),
+    )
+
+
 _TRIGGERS = (
     _Trigger("texts", "adapter", "INSERT", adapters="adapter.id = {row}.id"),
     _Trigger("texts", "adapter", "UPDATE", _TEXT_COLUMNS, "adapter.id = {row}.id"),
@@ -104,12 +133,19 @@ _TRIGGERS = (
     _Trigger("embeddings", "embedding", "UPDATE", ("content", "model", "chunk", "vector"), part="content"),
     _Trigger("embeddings", "embedding", "DELETE", part="content"),
     _Trigger("embeddings", "embedding", "TRUNCATE"),
+    *_of_table("adapters", "adapter", _ADAPTER_COLUMNS),
+    *_of_table("adapters", "adapter_reason", ("adapter_id", "reason", "position", "detail")),
+    *_of_table("adapters", "repository", _REPOSITORY_COLUMNS),
+    *_of_table("adapters", "repository_alias", ("repository_id", "name")),
+    _Trigger("adapters", "base_model", "UPDATE", ("canonical", "license")),
+    *_of_table("scores", "evaluation", _SCORE_COLUMNS),
+    *_of_table("crawls", "crawl_item", ("crawl_id", "name", "outcome", "error", "detail")),
 )
 # The columns that the parts of all vectors are made from.
 _OF_PARTS = {"fingerprints": ("fingerprint", "weights_digest"), "embeddings": ("embedding", "content")}
 _DRAW = {"sqlite": "random()", "postgresql": "hashtextextended(gen_random_uuid()::text, 0)"}
 # JSON of PostgreSQL has no equality; its text does, and unchanged values keep theirs.
-_JSON = ("card_front", "tags")
+_JSON = ("card_front", "tags", "files", "targets", "dtypes", "partial", "engine_features", "training")
 
 
 def read_token(session: Session, *topics: Topic) -> str:
@@ -250,6 +286,8 @@ def _version_statements(trigger: _Trigger, dialect: str) -> Iterator[str]:
     elif trigger.topic == "texts":
         where = "" if trigger.event == "TRUNCATE" else " WHERE adapter_id = OLD.id"
         yield f"DELETE FROM text_version{where}"  # noqa: S608
+    elif trigger.topic not in _OF_PARTS:
+        return
     elif not trigger.part:
         yield f"UPDATE vector_version SET version = {draw} WHERE topic = '{trigger.topic}'"  # noqa: S608
     else:

@@ -442,7 +442,9 @@ class ChangeToken(TableBase):
 
     __tablename__ = "change_token"
 
-    topic: Mapped[str] = mapped_column(primary_key=True, comment="texts, fingerprints or embeddings")
+    topic: Mapped[str] = mapped_column(
+        primary_key=True, comment="texts, fingerprints, embeddings, adapters, scores or crawls"
+    )
     token: Mapped[int]
 
 

@@ -22,17 +22,16 @@ from catalog.database import (
     Annotation,
     AnnotationTag,
     BaseModelRow,
-    ChangeToken,
     CleanJSON,
     Crawl,
     CrawlItem,
     DocumentRow,
-    Evaluation,
     Repository,
     RepositoryAlias,
     SavedPool,
     annotation_store,
     has_reason,
+    read_token,
 )
 from catalog.query import FIELDS, AsciiLower, Query, fold, stored_facts, texts_in
 from catalog.search.rows import BY_NAME, from_current, from_visible
@@ -293,8 +292,7 @@ def crawl_news(session: Session, crawl: int) -> Iterator[dict[str, Any]]:
 def catalog_state(session: Session) -> str:
     """A text that differs where adapters, scores, pools, notes or crawls do: 16 digits of a sha256."""
     facts: list[Any] = [adapter_state(session)]
-    scores = select(func.count(), func.max(Evaluation.id), func.sum(Evaluation.value))
-    facts.append(tuple(session.execute(scores).one()))
+    facts.append(read_token(session, "scores"))
     notes = (
         select(Annotation.hub_id, Annotation.subfolder, Annotation.hidden, Annotation.note),
         select(AnnotationTag.hub_id, AnnotationTag.subfolder, AnnotationTag.tag),
@@ -302,29 +300,19 @@ def catalog_state(session: Session) -> str:
     facts.extend(
         [list(row) for row in session.execute(query.order_by(*query.selected_columns))] for query in notes
     )
-    facts.append(session.scalars(select(SavedPool.digest).order_by(SavedPool.name)).all())
+    pools = select(SavedPool.name, SavedPool.digest, SavedPool.created_at).order_by(SavedPool.name)
+    facts.append([list(row) for row in session.execute(pools)])
     return _digest(facts)
 
 
 def adapter_state(session: Session) -> str:
     """A text that differs where adapters or crawls do, whatever else is written: 16 digits of a sha256."""
-    repository = (
-        *(func.count(), func.max(Repository.last_seen), func.sum(Repository.downloads)),
-        *(func.sum(Repository.likes), func.count(Repository.gone_at), func.count(Repository.gated)),
-        func.count().filter(Repository.private),
+    crawls = select(
+        *(Crawl.id, Crawl.asked, Crawl.state, Crawl.started_at, Crawl.finished_at),
+        *(Crawl.api_requests, Crawl.resolver_requests, Crawl.bytes, Crawl.seconds),
     )
-    crawl = (
-        *(func.max(Crawl.id), func.sum(Crawl.api_requests), func.sum(Crawl.resolver_requests)),
-        *(func.max(Crawl.finished_at), func.count(Crawl.finished_at)),
-    )
-    counts = (
-        select(*repository).select_from(Repository),
-        select(*crawl).select_from(Crawl),
-        select(func.count()).select_from(AdapterReason),
-    )
-    facts: list[Sequence[Any]] = [tuple(session.execute(query).one()) for query in counts]
-    facts.append(session.scalars(select(ChangeToken.token).order_by(ChangeToken.topic)).all())
-    return _digest(facts)
+    tokens = read_token(session, "texts", "fingerprints", "embeddings", "adapters", "crawls")
+    return _digest([tokens, [list(row) for row in session.execute(crawls.order_by(Crawl.id))]])
 
 
 def _digest(facts: Sequence[Any]) -> str:

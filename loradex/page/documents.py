@@ -74,8 +74,8 @@ _FIRST = (
 )
 # What the head says of the whole catalog.
 _TOTALS = ("repositories", "gone", "measured", "waiting")
-# Counts up when what is kept of the same adapters differs.
-_REVISION = 1
+# Counts up when the documents of the same catalog differ.
+_REVISION = 2
 # Columns of names of engines.
 _ENGINE_KEYS = ("runs", "runs_unknown")
 _NUMBERED = re.compile(r"([a-z]+)/(0|[1-9][0-9]{0,8})(?:-(output|delta))?\.(?:json|bin)")
@@ -110,7 +110,7 @@ class Documents:
         choice: What of it is shown.
 
     Attributes:
-        stamp: 16 digits that differ where the catalog or the choice does.
+        stamp: 16 digits that differ where the catalog, the choice, the rules of engines or the program do.
     """
 
     def __init__(self, catalog: Catalog, choice: Choice | None = None) -> None:
@@ -119,20 +119,18 @@ class Documents:
         self._lock = threading.RLock()
         self._engines = load_engines(self.settings.engines)
         with reading(self.settings) as session:
-            self.stamp = listing.catalog_state(session)
+            self.stamp = self._stamp(session)
             state = listing.adapter_state(session)
-        is_whole = self.choice == Choice()
-        self._kept = KeptDocuments(self.settings.index, self._key(state)) if is_whole else None
+        key = _digest_of(state, self._engines)
+        self._kept = KeptDocuments(self.settings.index, key) if self.choice == Choice() else None
 
-    def _key(self, state: str) -> str:
-        """What kept documents follow from: the adapters, and the program and engines that describe them."""
-        described = (state, str(_REVISION), version("loradex"), repr(self._engines))
-        return hashlib.sha256("\n".join(described).encode()).hexdigest()[:16]
+    def _stamp(self, session: Session) -> str:
+        return _digest_of(listing.catalog_state(session), load_engines(self.settings.engines), self.choice)
 
     def is_current(self) -> bool:
-        """Whether the catalog is still in the state of these documents."""
+        """Whether the catalog and the rules of engines are still in the state of these documents."""
         with reading(self.settings) as session:
-            return listing.catalog_state(session) == self.stamp
+            return self._stamp(session) == self.stamp
 
     @property
     def columns(self) -> dict[str, list[Any]]:
@@ -553,6 +551,12 @@ def encode_hits(hits: Iterable[SearchHit | SearchRow], notes: Sequence[str]) -> 
     """Hits of a search as a document."""
     rows = [{"adapter": hit.adapter, "score": hit.score, "why": hit.why} for hit in hits]
     return encode_json({"rows": rows, "notes": notes})
+
+
+def _digest_of(state: str, engines: Sequence[Engine], choice: Choice | None = None) -> str:
+    """What documents follow from: a state of the catalog, and the program and rules that describe it."""
+    described = (FORMAT, str(_REVISION), version("loradex"), state, repr(engines), repr(choice))
+    return hashlib.sha256("\n".join(described).encode()).hexdigest()[:16]
 
 
 def _columns_document(columns: Mapping[str, list[Any]], keys: Iterable[str]) -> bytes:

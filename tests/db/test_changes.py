@@ -18,20 +18,32 @@ from tests.db import rows
 # What a stranger's client does, the topics of which it changes the tokens, and whether the text gets a
 # version.
 WRITES = {
-    "UPDATE repository SET downloads = 7, last_seen = first_seen, likes = 1": ((), False),
-    "UPDATE adapter SET described_with = 'x', norm = 2, license = 'mit'": ((), False),
+    "UPDATE repository SET last_seen = first_seen": ((), False),
+    "UPDATE repository SET downloads = 7, last_seen = first_seen, likes = 1": (("adapters",), False),
+    "UPDATE repository SET private = NOT private": (("adapters",), False),
+    "UPDATE repository SET gated = 'manual'": (("adapters",), False),
+    "UPDATE adapter SET described_with = 'x'": ((), False),
+    "UPDATE adapter SET norm = 2, license = 'mit'": (("adapters",), False),
+    "UPDATE adapter SET files = files, training = training, dtypes = dtypes": ((), False),
+    "UPDATE adapter SET training = '[]'": (("adapters",), False),
+    "UPDATE adapter_reason SET detail = 'new'": (("adapters",), False),
+    "UPDATE base_model SET license = 'other'": (("adapters",), False),
+    "UPDATE repository_alias SET name = 'an/alias'": (("adapters",), False),
+    "UPDATE crawl_item SET position = position, outcome = outcome": ((), False),
+    "UPDATE crawl_item SET outcome = 'failed'": (("crawls",), False),
     "UPDATE adapter SET card_text = card_text, base_model_id = base_model_id": ((), False),
     "UPDATE repository SET name = name": ((), False),
-    "UPDATE evaluation SET value = 0.25": ((), False),
-    "UPDATE adapter SET card_text = 'another'": (("texts",), True),
-    'UPDATE adapter SET card_front = \'{"datasets": "x"}\'': (("texts",), True),
-    "UPDATE adapter SET current = NOT current": (("texts",), True),
-    "UPDATE repository SET name = 'new/name'": (("texts",), True),
-    "UPDATE repository SET tags = '[\"a\"]'": (("texts",), True),
-    "UPDATE repository SET gone_at = NULL": (("texts",), True),
-    "UPDATE base_model SET canonical = 'x/y'": (("texts", "fingerprints"), True),
-    "UPDATE adapter SET scaling_pattern = 'p'": (("fingerprints",), False),
-    "UPDATE adapter SET weights_digest = NULL": (("fingerprints",), False),
+    "UPDATE evaluation SET value = 0.25": (("scores",), False),
+    "UPDATE evaluation SET value = 0.25, task = task": ((), False),
+    "UPDATE adapter SET card_text = 'another'": (("texts", "adapters"), True),
+    'UPDATE adapter SET card_front = \'{"datasets": "x"}\'': (("texts", "adapters"), True),
+    "UPDATE adapter SET current = NOT current": (("texts", "adapters"), True),
+    "UPDATE repository SET name = 'new/name'": (("texts", "adapters"), True),
+    "UPDATE repository SET tags = '[\"a\"]'": (("texts", "adapters"), True),
+    "UPDATE repository SET gone_at = NULL": (("texts", "adapters"), True),
+    "UPDATE base_model SET canonical = 'x/y'": (("texts", "fingerprints", "adapters"), True),
+    "UPDATE adapter SET scaling_pattern = 'p'": (("fingerprints", "adapters"), False),
+    "UPDATE adapter SET weights_digest = NULL": (("fingerprints", "adapters"), False),
     "UPDATE fingerprint SET version = 2": (("fingerprints",), False),
     "DELETE FROM fingerprint": (("fingerprints",), False),
     "UPDATE embedding SET chunk = 2": (("embeddings",), False),
@@ -66,7 +78,9 @@ def test_each_write_changes_the_tokens_of_its_topics(engine: Engine) -> None:
     run(engine, "DELETE FROM pool_member")
     before = tokens(engine)
     run(engine, "DELETE FROM repository")
-    assert [tokens(engine)[topic] != before[topic] for topic in changes.TOPICS] == [True, True, False]
+    assert [tokens(engine)[topic] != before[topic] for topic in changes.TOPICS] == [
+        *(True, True, False, True, True, False)
+    ]
     assert versions(engine) == {}
 
 
@@ -86,11 +100,14 @@ def test_a_write_of_replication_changes_the_same_tokens(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("table", "topics"),
     [
-        ("adapter", ["texts", "fingerprints"]),
-        ("repository", ["texts", "fingerprints"]),
-        ("base_model", ["texts", "fingerprints"]),
+        ("adapter", ["texts", "fingerprints", "adapters", "scores"]),
+        ("repository", ["texts", "fingerprints", "adapters", "scores"]),
+        ("base_model", ["texts", "fingerprints", "adapters", "scores"]),
         ("fingerprint", ["fingerprints"]),
         ("embedding", ["embeddings"]),
+        ("evaluation", ["scores"]),
+        ("adapter_reason", ["adapters"]),
+        ("crawl", ["crawls"]),
         ("pool", []),
     ],
 )
@@ -104,7 +121,7 @@ def test_a_table_that_is_emptied_changes_the_tokens(
     run(engine, f"SET LOCAL session_replication_role = {role}; TRUNCATE {table} CASCADE")
     assert [topic for topic, token in tokens(engine).items() if token != before[topic]] == topics
     assert (versions(engine) == {}) == ("texts" in topics)
-    for topic in changes.TOPICS[1:]:
+    for topic in ("fingerprints", "embeddings"):
         assert (part_versions(engine, topic) != parts[topic]) == (topic in topics), topic
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,72 @@ def test_the_stamp_follows_the_catalog(own_catalog: loradex.Catalog) -> None:
     stamp = Documents(own_catalog).stamp
     own_catalog.remove_pools("again")
     assert Documents(own_catalog).stamp == before.stamp != stamp
+
+
+CHANGES = (
+    "UPDATE evaluation SET n = 41 WHERE task = 'anli' AND subject = 'ann/one'",
+    "UPDATE evaluation SET value = 0.75 - value WHERE task = 'anli'",
+    "UPDATE evaluation SET task = 'boolq' WHERE task = 'anli'",
+    f"UPDATE evaluation SET items_sha = '{'0' * 64}', outcomes = x'80', n = 1 WHERE task = 'boolq'",
+    "UPDATE evaluation SET outcomes = x'00' WHERE task = 'boolq'",
+    "UPDATE adapter SET license = 'apache-2.0' WHERE license = 'mit'",
+    "UPDATE adapter SET rank = 16",
+    "UPDATE adapter SET norm = norm / 2",
+    "UPDATE adapter SET training = '{\"epochs\": 2}'",
+    "INSERT INTO adapter_reason SELECT id, 'gated', 9, '' FROM adapter",
+    "UPDATE adapter_reason SET reason = 'private' WHERE position = 9",
+    "UPDATE repository SET private = true WHERE name = 'ann/one'",
+    "UPDATE repository SET private = NOT private WHERE name IN ('ann/one', 'ann/two')",
+    "UPDATE repository SET gated = 'auto' WHERE name = 'ann/one'",
+    "UPDATE repository SET gated = 'manual' WHERE name = 'ann/one'",
+    "UPDATE repository SET likes = CASE name WHEN 'ann/one' THEN 3 ELSE -3 END WHERE owner = 'ann'",
+    "UPDATE crawl_item SET outcome = 'failed', error = 'x' WHERE name = 'ann/one'",
+    "UPDATE crawl SET seconds = seconds + 1",
+    "UPDATE base_model SET license = 'other'",
+)
+
+
+def test_the_stamp_follows_every_write(own_catalog: loradex.Catalog, tmp_path: Path) -> None:
+    write(own_catalog, f"INSERT INTO item_list (items_sha, n) VALUES ('{'0' * 64}', 1)")
+    stamps = [Documents(own_catalog).stamp]
+    for statement in CHANGES:
+        before = Documents(own_catalog)
+        write(own_catalog, statement)
+        assert not before.is_current(), statement
+        stamps.append(Documents(own_catalog).stamp)
+    (tmp_path / "scores.csv").write_text("adapter,fig_qa\nann/one,0.75\nbob/three,0.5\n")
+    own_catalog.import_scores(tmp_path / "scores.csv", split="valid", n=80)
+    stamps.append(Documents(own_catalog).stamp)
+    assert len(set(stamps)) == len(stamps)
+
+
+def test_the_stamp_holds_what_describes_the_catalog(
+    own_catalog: loradex.Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Documents of one address may be kept by a browser for a year."""
+    choices = [
+        Choice(),
+        Choice(where="rank:8"),
+        Choice(public=True),
+        Choice(cards=False),
+        Choice(notes=False),
+    ]
+    stamps = [Documents(own_catalog, choice).stamp for choice in choices]
+    with monkeypatch.context() as patched:
+        patched.setattr("loradex.page.documents.version", lambda _: "999")
+        stamps.append(Documents(own_catalog).stamp)
+    with monkeypatch.context() as patched:
+        patched.setattr("loradex.page.documents.FORMAT", "loradex-page/999")
+        stamps.append(Documents(own_catalog).stamp)
+    before = Documents(own_catalog)
+    rules = resources.files("catalog.adapters") / "engines.toml"
+    (own_catalog.settings.data / "engines.toml").write_text(
+        rules.read_text().replace('name = "sglang"', 'name = "other"')
+    )
+    assert not before.is_current()
+    stamps.append(Documents(own_catalog).stamp)
+    assert len(set(stamps)) == len(stamps)
+    assert Documents(own_catalog).stamp == stamps[-1]
 
 
 def test_a_choice_leaves_out_the_other_adapters(catalog: loradex.Catalog) -> None:
