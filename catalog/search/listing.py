@@ -9,8 +9,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 from sqlalchemy import Text, cast, func, select
 from sqlalchemy.orm import Session
@@ -37,8 +39,9 @@ from catalog.query import FIELDS, AsciiLower, Query, fold, stored_facts, texts_i
 from catalog.search.rows import BY_NAME, from_current, from_visible
 
 _PAGE = 5000
-# What may be the name of a repository or an adapter, in a text.
-_NAME = re.compile(r"[\w.-]+/[\w.-]+(?::[\w./-]+)?")
+# Parts of names and addresses in a text: any two that follow one another may be the name of a repository.
+_PARTS = re.compile(r"[\w.-]+(?:/+[\w.-]+)+")
+_PUNCTUATION = ".-_"
 # What is settled without a change is not news.
 UNCHANGED = ("unchanged", "pending")
 # The keys of `catalog.query.query_row` that are columns of the adapter, and of its repository.
@@ -209,13 +212,34 @@ class ChosenNames:
         return repository in self.repositories and adapter_name(repository, folder) not in self.others
 
     def names_others(self, text: str) -> bool:
-        """Whether a text has the name of another one, in letters of any case."""
-        return not self._others_folded.isdisjoint(map(fold, _NAME.findall(text)))
+        """Whether a text has the name of another one, in letters of any case, alone or within an address."""
+        for spelling in {text, unquote(text)}:
+            folded = fold(spelling)
+            if not self._other_repositories.isdisjoint(_possible_names(folded)):
+                return True
+            if any(name in folded for name in self._other_folders):
+                return True
+        return False
 
     @cached_property
-    def _others_folded(self) -> frozenset[str]:
+    def _other_repositories(self) -> frozenset[str]:
         names = {name.partition(":")[0] for name in self.others} - self.repositories
-        return frozenset(fold(name) for name in {*names, *self.others})
+        return frozenset(map(fold, names))
+
+    @cached_property
+    def _other_folders(self) -> frozenset[str]:
+        """Folders of chosen repositories; those of others are named with their repositories."""
+        names = (name for name in self.others if ":" in name)
+        return frozenset(fold(name) for name in names if name.partition(":")[0] in self.repositories)
+
+
+def _possible_names(text: str) -> Iterator[str]:
+    """Every two parts of a text that a slash divides, with and without punctuation around them."""
+    for match in _PARTS.finditer(text):
+        for owner, name in pairwise(re.split("/+", match[0])):
+            for one in (owner, owner.lstrip(_PUNCTUATION)):
+                yield f"{one}/{name}"
+                yield f"{one}/{name.rstrip(_PUNCTUATION)}"
 
 
 def chosen_names(session: Session, ids: Collection[int]) -> ChosenNames:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -451,7 +451,7 @@ class Documents:
         where = str(pool.chosen.get("where", ""))
         if not self.choice.notes and self._asks_for_notes(where):
             return False
-        return not self._chosen.names_others(pool.canonical().decode())
+        return not any(map(self._chosen.names_others, _texts(json.loads(pool.canonical()))))
 
     def _asks_for_notes(self, where: str) -> bool:
         """Whether a filter has words of the user; so it is said of one that cannot be read."""
@@ -590,6 +590,19 @@ def field_rows(engines: Sequence[Engine]) -> list[dict[str, Any]]:
 def replace_error(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of a crawl without what a server said, which may name accounts."""
     return {**row, "detail": None}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text within a JSON value, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield key
+            yield from _texts(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _texts(part)
 
 
 def _count_sources(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
