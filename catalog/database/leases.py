@@ -1,7 +1,8 @@
 """Weights files that processes share out among them: a row each, leased to one process at a time.
 
-Functions take a session and never commit. A process that dies stops extending its leases; after the time of a
-lease another process takes the file. Times are those of the database, whose clock all processes share.
+Functions take a session and never commit. A process that stops returns its files. One that dies stops
+extending its leases; after the time of a lease another process takes the file. Times are those of the
+database, whose clock all processes share.
 """
 
 from __future__ import annotations
@@ -73,6 +74,16 @@ def give_back(session: Session, crawl_id: int, digest: str, lease: str, result: 
     )
     state = "failed" if last else "pending"
     return _settle(session, crawl_id, digest, lease, state=state, result=result)
+
+
+def return_unread(session: Session, lease: str) -> None:
+    """Returns the files of a process that stops: others may take them at once, and none was tried."""
+    session.execute(
+        update(WeightsItem)
+        .where(WeightsItem.lease == lease, WeightsItem.state == "leased")
+        .values(state="pending", lease=None, until=None, tries=WeightsItem.tries - 1)
+        .execution_options(synchronize_session=False)
+    )
 
 
 def settled(session: Session, crawl_id: int, digests: Collection[str]) -> dict[str, bytes | None]:

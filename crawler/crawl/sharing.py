@@ -204,7 +204,10 @@ class Worker:
     lease: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def work(self, crawl_id: int, is_over: Callable[[], bool]) -> int:
-        """Reads files until the crawl is over or stopped; how many it returned."""
+        """Reads files until the crawl is over or stopped; how many it returned.
+
+        What it has not read then, others may read at once.
+        """
         read, running, ended = 0, set[Future[bool]](), threading.Event()
         threading.Thread(target=self._extend_leases, args=(ended,), daemon=True).start()
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="weights")
@@ -227,6 +230,7 @@ class Worker:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             ended.set()
+            self._change_leases(leases.return_unread)
         return read
 
     def _claim(self, crawl_id: int, count: int) -> list[tuple[str, WeightsTask]]:
@@ -255,11 +259,15 @@ class Worker:
 
     def _extend_leases(self, ended: threading.Event) -> None:
         while not ended.wait(_EXTEND_AFTER):
-            try:
-                with Session(for_writing(self.engine)) as session, session.begin():
-                    leases.extend(session, self.lease)
-            except CatalogError as error:
-                log.warning("%s", error)
+            self._change_leases(leases.extend)
+
+    def _change_leases(self, change: Callable[[Session, str], None]) -> None:
+        """Changes all leases of this process; where the catalog cannot be reached they end by themselves."""
+        try:
+            with Session(for_writing(self.engine)) as session, session.begin():
+                change(session, self.lease)
+        except CatalogError as error:
+            log.warning("%s", error)
 
 
 def check_shared(engine: Engine) -> None:

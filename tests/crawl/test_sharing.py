@@ -18,17 +18,19 @@ from typing import Any
 
 import pytest
 from huggingface_hub.utils import RateLimitInfo
-from sqlalchemy import Engine, text, update
+from sqlalchemy import Engine, select, text, update
 from sqlalchemy.orm import Session
 
 import loradex
-from catalog.database import WeightsItem, leases, make_engine
+from catalog.database import Crawl, WeightsItem, leases, make_engine
 from catalog.database.opening import upgrade
 from catalog.errors import NotFoundError, ProcessLostError, StorageError, UsageError, WeightsError
+from catalog.files import temporary_store
+from catalog.fingerprints import FingerprintPool
 from crawler.crawl import sharing, workers
 from crawler.crawl.ledger import CatalogLedger
-from crawler.hub import HubSettings
-from crawler.hub.budget import DRAW, WINDOW, SharedBudget
+from crawler.hub import Hub, HubSettings
+from crawler.hub.budget import DRAW, WINDOW, SharedBudget, WaitCancelledError
 from tests.crawl.test_fingerprints import put
 from tests.crawl_process import work_for_crawl
 from tests.crawling import crawl, dump
@@ -330,6 +332,70 @@ def test_a_file_at_which_three_workers_died_is_failed_and_tried_again(
     report = crawling.result()
     assert (report["status"], report["errors"]) == ("partial", {"process": COUNT + 1})
     assert died >= 3 * COUNT
+
+
+def leased(engine: Engine) -> list[tuple[str, int]]:
+    """The state and the tries of each file that is not read."""
+    with Session(engine) as session:
+        query = select(WeightsItem.state, WeightsItem.tries).where(WeightsItem.state != "done")
+        return [tuple(row) for row in session.execute(query)]
+
+
+@pytest.mark.usefixtures("idle")
+def test_a_worker_that_is_stopped_returns_its_files_untried(
+    crawling: Any,
+    hub: LocalHub,
+    engine: Engine,
+    catalog_url: str,
+    expected: dict[str, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    with Session(engine) as session:
+        crawl_id = session.scalars(select(Crawl.id)).one()
+    crawling.open()
+    for _ in range(leases.MOST_TRIES + 1):
+        stop = threading.Event()
+
+        def stop_reading(*_: Any, stop: threading.Event = stop) -> None:
+            stop.set()
+            raise WaitCancelledError("stopped while waiting")
+
+        with (
+            monkeypatch.context() as patched,
+            Hub(HubSettings(hub.url), stop=stop) as client,
+            temporary_store(tmp_path) as store,
+            FingerprintPool(1) as fingerprints,
+        ):
+            patched.setattr(sharing, "read_weights", stop_reading)
+            worker = sharing.Worker(engine, client, store, fingerprints, 2, stop)
+            assert worker.work(crawl_id, lambda: False) == 0
+        assert set(leased(engine)) == {("pending", 0)}
+    with loradex.open(tmp_path / "second", url=catalog_url) as catalog:
+        assert catalog.work_for_crawl().read == COUNT + 1
+    assert crawling.result(60)["status"] == "complete"
+    assert dump(engine) == expected
+
+
+def test_a_crawl_that_is_stopped_leaves_no_lease_to_wait_for(
+    hub: LocalHub, engine: Engine, expected: dict[str, list[str]], tmp_path: Path
+) -> None:
+    main, interrupted = threading.main_thread().ident, threading.Event()
+    assert main is not None
+
+    def interrupt(request: Any) -> None:
+        if "range" not in request.headers and not interrupted.is_set():
+            interrupted.set()
+            signal.pthread_kill(main, signal.SIGINT)
+
+    hub.faults.append(Fault(WEIGHTS, Callback(interrupt)))
+    with pytest.raises(KeyboardInterrupt):
+        crawl(hub.url, engine, tmp_path, weights="stream")
+    hub.faults.clear()
+    assert {("pending", 0)} >= set(leased(engine))
+    assert crawl(hub.url, engine, tmp_path, weights="stream")["status"] == "complete"
+    assert dump(engine) == expected
 
 
 def test_the_result_of_a_lost_lease_is_not_written(engine: Engine, hub: LocalHub, tmp_path: Path) -> None:
