@@ -20,11 +20,16 @@ def connect_ray(address: str | None, cores: int | None) -> Iterator[Any]:
     """The module `ray`, connected to the cluster at `address` until the end of the block.
 
     Without an address a cluster of this machine is started, with so many `cores`, all by default, and ends
-    with the block. Raises UsageError without the extra, and where no cluster answers or starts.
+    with the block. Raises UsageError without the extra, where no cluster answers or starts, and in a process
+    that is connected to one already, which stays connected.
     """
     require_extra("ray", "Work on several processes")
     import ray
 
+    if ray.is_initialized():
+        raise UsageError(
+            "This process is connected to Ray already; call `ray.shutdown()` first, or use another process."
+        )
     try:
         if address:
             ray.init(address=address, log_to_driver=False, configure_logging=False)

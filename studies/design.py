@@ -60,7 +60,7 @@ class Adapters(StudyPart):
 
 class Sets(StudyPart):
     """Sets of adapters, one a seed: each is merged once, and judged on the tasks that its members were
-    trained on and on `others` more.
+    trained on and on `others` more, or on all that there are where `others` is not given.
 
     A set has `size` adapters of as many tasks, drawn by the seed; `named` names the members of the first
     ones.

@@ -227,12 +227,12 @@ class _GridBuilder:
             if twice := [task for at, task in enumerate(own) if task in own[:at]]:
                 raise UsageError(f"A set has two adapters of {twice[0]}; name one of each task.")
         rest = sorted(set(self.tasks) - set(own))
-        if len(rest) < sets.others:
+        if len(rest) < sets.others and "others" in sets.model_fields_set:
             raise UsageError(
                 f"A set is to be judged on {sets.others} other tasks, and the study has {len(rest)} besides "
                 "its own; lower others."
             )
-        return members, {"own": own, "others": draw.sample(rest, sets.others)}
+        return members, {"own": own, "others": draw.sample(rest, min(sets.others, len(rest)))}
 
     def _set_step(self, sets: Sets, seed: int) -> Step:
         """The members of the set of a seed, one step for all tasks that judge it."""

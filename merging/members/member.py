@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 
 _BASE_CONFIG = "config.json"
 _PREFIX = 8
-# Fewer than a process may open, for pools of any size.
-_OPEN_FILES = 256
+# The most files of a pool that stay open, and the fewest.
+_MOST_FILES, _FEWEST_FILES = 256, 16
 # A module of a layer: what follows the first number is the same for every prefix of the layers.
 _NUMBERED = re.compile(r"(?P<place>[^0-9]*?)\.(?P<below>[0-9]+\..+)")
 _MAX_CARD = 64 * 1024
@@ -91,6 +91,19 @@ class FoldedUpdates(Protocol):
         """A and B whose product is the update, in float32."""
 
 
+def _open_files() -> int:
+    """The number of files to keep open: half of those that the process may open, within bounds."""
+    try:
+        import resource
+    except ImportError:
+        # Windows, whose processes may open 512 and more.
+        return _MOST_FILES
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY:
+        return _MOST_FILES
+    return min(max(allowed // 2, _FEWEST_FILES), _MOST_FILES)
+
+
 @dataclass
 class Scratch:
     """Memory for one module's factors after another.
@@ -105,7 +118,7 @@ class Scratch:
     limit: int = 0
 
     def __enter__(self) -> Scratch:
-        self.limit = _OPEN_FILES
+        self.limit = _open_files()
         return self
 
     def __exit__(self, *_: object) -> None:

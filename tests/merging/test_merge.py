@@ -6,6 +6,8 @@ import errno
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ from merging.members import digest_of, factor_names, load_member, shapes, sum_de
 from merging.methods import METHODS, ModuleWork, Update
 from merging.static import merged_updates, plan
 from tests.merging.adapters import ALL, SHAPES, Q, adapter, deltas, distance, merge, total
+
+# The files that a process may open, of which it has some open itself.
+OPEN = 64
 
 
 @pytest.fixture
@@ -332,6 +337,29 @@ def test_what_is_joined_on_the_disk_is_what_the_method_makes(
         for name, values in zip(factor_names(shape), (update.a, update.b), strict=True):
             torch.testing.assert_close(written.pop(name), values, rtol=5e-7, atol=0)
     assert not written
+
+
+def test_more_members_merge_than_files_may_be_open(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > OPEN
+    members = [adapter(tmp_path / f"m{n}", seed=n, rank=1, modules=ALL[:2]) for n in range(OPEN)]
+    merge(members, "concatenation", tmp_path / "expected")
+    program = f"""
+import resource
+from pathlib import Path
+from merging.members.member import Scratch
+from tests.merging.adapters import merge
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, ({OPEN}, most))
+folder = Path({str(tmp_path)!r})
+merge([folder / f"m{{n}}" for n in range({OPEN})], "concatenation", folder / "out")
+with Scratch() as scratch:
+    print(scratch.limit)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, f"{OPEN // 2}\n"), ended.stderr
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
 
 
 @pytest.fixture

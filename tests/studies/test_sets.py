@@ -105,6 +105,17 @@ def test_sets_that_a_task_makes_impossible_are_said() -> None:
         _cells(_study(sets={"size": 3, "others": 6}))
 
 
+def test_sets_without_others_are_judged_on_all_tasks_that_there_are() -> None:
+    cells = _cells(_study(sets={"size": 3}))
+    others = [cell for cell in cells if cell.settings["judged"] == "others" and cell.pool == "set"]
+    for seed in (0, 1):
+        own = {cell.task for cell in cells if cell.settings["judged"] == "own" and cell.seed == seed}
+        of_seed = [cell.task for cell in others if cell.seed == seed]
+        assert sorted(of_seed) == sorted(set(TASKS) - own)
+    explicit = _cells(_study(sets={"size": 3, "others": 5}))
+    assert {cell.step.key for cell in cells} == {cell.step.key for cell in explicit}
+
+
 FILE = """study: s
 title: T
 base: org/base

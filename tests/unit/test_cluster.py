@@ -15,8 +15,12 @@ from catalog.errors import UsageError
 class FakeRay(SimpleNamespace):
     """The calls of Ray that connect, of which the first so many fail."""
 
-    def __init__(self, failures: int) -> None:
-        super().__init__(failures=failures, calls=[])
+    def __init__(self, failures: int, *, connected: bool = False) -> None:
+        super().__init__(failures=failures, connected=connected, calls=[])
+
+    def is_initialized(self) -> bool:
+        """Whether the process is connected."""
+        return self.connected
 
     def init(self, **arguments: Any) -> None:
         """Fails as Ray does whose processes take too long to start."""
@@ -24,10 +28,14 @@ class FakeRay(SimpleNamespace):
         if self.failures:
             self.failures -= 1
             raise Exception("The current node timed out during startup.")
+        if self.connected:
+            raise RuntimeError("Maybe you called ray.init twice by accident?")
+        self.connected = True
 
     def shutdown(self) -> None:
         """Ends what was started."""
         self.calls.append("shutdown")
+        self.connected = False
 
 
 @pytest.mark.parametrize(("failures", "starts"), [(0, 1), (2, 3)])
@@ -54,3 +62,14 @@ def test_a_cluster_that_is_not_there(
     with pytest.raises(UsageError, match=told), connect_ray(address, 2):
         pytest.fail("connected")
     assert ray.calls.count(address or "local") == starts
+
+
+@pytest.mark.parametrize("address", [None, "a:1"])
+def test_a_session_of_the_process_itself_stays(address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeRay(0, connected=True)
+    monkeypatch.setattr("catalog.cluster.require_extra", lambda *_: None)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    told = "connected to Ray already; call `ray.shutdown\\(\\)` first"
+    with pytest.raises(UsageError, match=told), connect_ray(address, 2):
+        pytest.fail("connected twice")
+    assert (ray.connected, ray.calls) == (True, [])
