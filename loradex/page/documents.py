@@ -75,7 +75,7 @@ _FIRST = (
 # What the head says of the whole catalog.
 _TOTALS = ("repositories", "gone", "measured", "waiting")
 # Counts up when the documents of the same catalog differ.
-_REVISION = 2
+_REVISION = 3
 # Columns of names of engines.
 _ENGINE_KEYS = ("runs", "runs_unknown")
 _NUMBERED = re.compile(r"([a-z]+)/(0|[1-9][0-9]{0,8})(?:-(output|delta))?\.(?:json|bin)")
@@ -208,6 +208,23 @@ class Documents:
         """Whether the subject of a score is in the list, or no adapter: a merge, the base model."""
         is_adapter = subject != BASE and not subject.startswith(MERGE)
         return self._chosen is None or not is_adapter or self._chosen.has(subject)
+
+    @cached_property
+    def _hidden(self) -> listing.ChosenNames | None:
+        """The names of the adapters of the list that the user hid, None where there are none."""
+        ids = [key for key, hidden in zip(self.ids, self._notes["hidden"], strict=True) if hidden]
+        if not ids:
+            return None
+        with reading(self.settings) as session:
+            return listing.chosen_names(session, ids)
+
+    def _split_hidden(self, subjects: Iterable[str]) -> tuple[set[str], int]:
+        """Those of these subjects of scores that are shown, and how many more the user hid."""
+        shown = set(filter(self._is_shown, subjects))
+        if self._hidden is None:
+            return shown, 0
+        hidden = set(filter(self._hidden.has, shown))
+        return shown - hidden, len(hidden)
 
     def head(self, host: Mapping[str, object] | None = None) -> bytes:
         """`head.json`: totals, fields, rules, and what the server can do, None for an export."""
@@ -478,22 +495,24 @@ class Documents:
 
     def _scores(self) -> bytes:
         with reading(self.settings) as session:
-            rows = [row for row in score_store.scores_of(session) if self._is_shown(row["adapter"])]
+            rows = score_store.scores_of(session)
             boards = self._boards(session)
+        shown, hidden = self._split_hidden(row["adapter"] for row in rows)
+        rows = [row for row in rows if row["adapter"] in shown]
         kinds = {"value": "number", "n": "whole"}
         keys = ("adapter", "task", "split", "metric", "value", "n", "source", "protocol")
         columns = {
             key: encode_column([row[key] for row in rows], kinds.get(key, "text"), many=False) for key in keys
         }
-        return encode_json(
-            {"n": len(rows), "columns": columns, "boards": boards, "sources": _count_sources(rows)}
-        )
+        document = {"n": len(rows), "columns": columns, "boards": boards, "sources": _count_sources(rows)}
+        return encode_json({**document, "hidden": hidden})
 
     def _boards(self, session: Session) -> list[dict[str, str]]:
         """The questions that a leaderboard answers: a task, split, metric and protocol."""
         keys = ("task", "split", "metric", "protocol")
         rows = score_store.scores_of(session)
-        boards = sorted({tuple(row[key] for key in keys) for row in rows if self._is_shown(row["adapter"])})
+        shown, _ = self._split_hidden(row["adapter"] for row in rows)
+        boards = sorted({tuple(row[key] for key in keys) for row in rows if row["adapter"] in shown})
         return [dict(zip(keys, board, strict=True)) for board in boards]
 
     def _leaderboard(self, number: int) -> bytes:
@@ -505,11 +524,13 @@ class Documents:
                 raise NotFoundError(f"The catalog has {len(boards)} leaderboards; use a number below that.")
             board = boards[number]
             scores = score_store.stored_scores(session, score_store.ScoreFilter(**board))
-        scores = [score for score in scores if self._is_shown(score.subject)]
+        shown, hidden = self._split_hidden(score.subject for score in scores)
+        document: dict[str, Any] = {"board": board, "hidden": hidden}
         try:
-            return encode_json({"board": board, "rows": leaderboard_rows(scores, board["task"]), "note": ""})
+            rows = leaderboard_rows([score for score in scores if score.subject in shown], board["task"])
         except LoradexError as error:
-            return encode_json({"board": board, "rows": [], "note": str(error)})
+            return encode_json({**document, "rows": [], "note": str(error)})
+        return encode_json({**document, "rows": rows, "note": ""})
 
     def _crawls(self) -> bytes:
         with reading(self.settings) as session:

@@ -222,6 +222,22 @@ def test_what_the_user_writes_is_shown_at_once(open_page: OpenPage) -> None:
     page.evaluate(GO, "?p=map")
     page.wait_for_function("() => document.querySelector('.map')?.dataset.inView === '3'")
     assert "2 hidden by you are left out" in page.inner_text(".inview")
+    # So do pools and scores.
+    page.evaluate(GO, "?p=pool&n=both")
+    page.wait_for_selector(".view.pool table")
+    assert page.locator(".view.pool tbody tr").count() == 1
+    assert "1 hidden by you is left out" in page.inner_text(".view.pool")
+    page.evaluate(GO, "?p=adapter&a=bob/three")
+    page.click(".view .own button:text-is('hide')")
+    page.wait_for_selector(".view .own button:text-is('show in lists')")
+    for view, rows in (("scores", ".heatmap .subject[role=rowheader]"), ("scores&task=anli", "tbody tr")):
+        page.evaluate(GO, f"?p={view}")
+        page.wait_for_selector(f".view.scores {rows}")
+        assert "bob/three" not in page.inner_text(".view.scores")
+        assert "1 hidden by you is left out" in page.inner_text(".view.scores")
+    page.evaluate(GO, "?p=adapter&a=bob/three")
+    page.click(".view .own button:text-is('show in lists')")
+    page.wait_for_selector(".view .own button:text-is('hide')")
     # The page that is opened again has it from the catalog.
     page.goto(page.url.partition("?")[0] + "?p=list&where=owner:bob")
     count(page, 1)

@@ -176,6 +176,40 @@ def write(catalog: loradex.Catalog, statement: str) -> None:
     engine.dispose()
 
 
+def test_scores_leave_out_what_is_hidden_and_say_so(own_catalog: loradex.Catalog, tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    path.write_text("adapter,anli,boolq\nnot/here,0.125,\nbase,0.375,\nbob/four,,0.5\n")
+    own_catalog.import_scores(path, split="valid", n=40)
+
+    def read(documents: Documents) -> tuple[set[str], int, dict[str, tuple[list[str], int]]]:
+        scores = load(documents, "scores.json")
+        boards = [load(documents, f"leaderboard/{at}.json") for at in range(len(scores["boards"]))]
+        assert [board["board"] for board in boards] == scores["boards"]
+        names = {
+            board["board"]["task"]: ([row["adapter"] for row in board["rows"]], board["hidden"])
+            for board in boards
+        }
+        return set(decode(scores["columns"]["adapter"])), scores["hidden"], names
+
+    everything = {"ann/one", "base", "bob/three", "not/here"}
+    subjects, hidden, boards = read(Documents(own_catalog))
+    assert (subjects, hidden) == (everything | {"bob/four"}, 0)
+    assert boards["anli"] == (["ann/one", "base", "bob/three", "not/here"], 0)
+    assert boards["boolq"] == (["bob/four"], 0)
+    own_catalog.hide("ann/one")
+    own_catalog.hide("bob/four")
+    documents = Documents(own_catalog)
+    subjects, hidden, boards = read(documents)
+    assert (subjects, hidden) == (everything - {"ann/one"}, 2)
+    # Differences are from the first that is shown.
+    assert boards["anli"] == (["base", "bob/three", "not/here"], 1)
+    assert "boolq" not in boards
+    sources = load(documents, "scores.json")["sources"]
+    assert sum(source["subjects"] for source in sources) == 3
+    own_catalog.hide("bob/four", undo=True)
+    assert read(Documents(own_catalog))[1] == 1
+
+
 def test_a_list_without_rows_has_all_columns(own_catalog: loradex.Catalog, tmp_path: Path) -> None:
     full = {name: load(Documents(own_catalog), name) for name in ("list.json", "more.json")}
     empty = loradex.open(tmp_path / "empty")

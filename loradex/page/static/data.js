@@ -205,6 +205,9 @@ export async function save(what, value) {
 
 // What was written since the documents were made, by adapter: the columns are changed, not loaded again.
 export const written = new Map();
+
+// Loads what was made before something was written; for documents that depend on it.
+export const renew = () => (written.size ? start() : undefined);
 const isWritten = (value) => Boolean(value?.length ?? value);
 export async function annotate(adapters, changes) {
   const { rows } = await save("notes", { adapters, ...changes });
@@ -222,8 +225,7 @@ function rewrite(rows) {
 
 // What the user hid is left out of every list of adapters, which says so.
 export const isHidden = (adapter) => place(adapter) !== undefined && columns.get("hidden").at(place(adapter)) === true;
-export function hiddenNote() {
-  const n = head.own.hidden ? marksOf(columns.get("hidden").test(Boolean)).count : 0;
+export function hiddenNote(n = head.own.hidden ? marksOf(columns.get("hidden").test(Boolean)).count : 0) {
   return n ? `${n.toLocaleString("en-US")} hidden by you ${n === 1 ? "is" : "are"} left out.` : "";
 }
 

@@ -9,10 +9,12 @@ const ROW = 22, CELL = 46, WINDOW = 560;
 
 export async function show(box, address) {
   box.dataset.title = "Scores";
+  await data.renew();
   const scores = await data.document_("scores.json");
   const of = (key) => { const { words, codes, values } = scores.columns[key]; return values ? (row) => values[row] : (row) => (codes[row] < 0 ? null : words[codes[row]]); };
   const [subject, task, split, metric, value, n, source] = ["adapter", "task", "split", "metric", "value", "n", "source"].map(of);
-  if (!scores.n) return fill(box, h("h1", null, "Scores"), h("p", null, "No scores are in the catalog. Measure some with ", h("code", null, "loradex evaluate"), ", or import a table:"), command("scores", "import", "FILE.csv"));
+  const hidden = h("p", { class: "note" }, data.hiddenNote(scores.hidden));
+  if (!scores.n) return fill(box, h("h1", null, "Scores"), hidden, h("p", null, "No scores are in the catalog. Measure some with ", h("code", null, "loradex evaluate"), ", or import a table:"), command("scores", "import", "FILE.csv"));
   if (address.get("task")) return showTask(box, address, scores);
   const splits = [...new Set(Array.from({ length: scores.n }, (_, row) => split(row)))].sort(), chosen = splits.includes(address.get("split")) ? address.get("split") : splits.includes("test") ? "test" : splits[0];
   const subjects = new Map(), tasks = new Set();
@@ -47,7 +49,7 @@ export async function show(box, address) {
   grid.addEventListener("scroll", draw, { passive: true });
   draw();
   fill(box, h("h1", null, "Scores"), h("p", null, h("label", null, "split ", h("select", { onchange: (event) => { setParams({ split: event.target.value }, { push: true }); dispatchEvent(new PopStateEvent("popstate")); } }, splits.map((one) => h("option", { selected: one === chosen, value: one }, one === "test" ? "test (to judge by, not to choose by)" : one)))), ` ${number(rows.length)} adapters and merges, ${number(columns.length)} tasks`),
-    scaleBar(0, 1, "score"), grid, table(["source", "split", "metric", "scores", "adapters", "tasks"], scores.sources.map((one) => [name(one.source), one.split, one.metric, number(one.scores), number(one.subjects), number(one.tasks)]), "Who measured"), command("scores", "show"));
+    hidden, scaleBar(0, 1, "score"), grid, table(["source", "split", "metric", "scores", "adapters", "tasks"], scores.sources.map((one) => [name(one.source), one.split, one.metric, number(one.scores), number(one.subjects), number(one.tasks)]), "Who measured"), command("scores", "show"));
   return undefined;
 }
 
@@ -55,12 +57,12 @@ async function showTask(box, address, scores) {
   const task = address.get("task"), boards = scores.boards.map((board, at) => [board, at]).filter(([board]) => board.task === task);
   if (!boards.length) throw new Error(`No scores are on the task ${task}.`);
   const wanted = boards.find(([board]) => board.split === address.get("split")) ?? boards[0], at = boards.some(([, place]) => String(place) === address.get("board")) ? Number(address.get("board")) : wanted[1];
-  const { board, rows, note } = await data.document_(`leaderboard/${at}.json`);
+  const { board, rows, note, hidden } = await data.document_(`leaderboard/${at}.json`);
   box.dataset.title = `Scores on ${task}`;
   const base = rows.find((row) => row.adapter === "base"), top = Math.max(...rows.map((row) => row.high ?? row.value), 1), width = 260, x = (value) => (value / top) * width;
   const bar = (row) => svg("svg", { viewBox: `0 0 ${width} 16`, width, height: 16, role: "img", "aria-label": `${short(row.value)}${row.low === null ? "" : `, 95 % from ${short(row.low)} to ${short(row.high)}`}`, class: "bars" },
     svg("rect", { x: 0, y: 3, width: x(row.value), height: 10 }), row.low === null ? null : svg("line", { x1: x(row.low), x2: x(row.high), y1: 8, y2: 8, class: "interval" }), base ? svg("line", { x1: x(base.value), x2: x(base.value), y1: 0, y2: 16, class: "base" }) : null);
   fill(box, h("h1", null, `Scores on ${task}`), h("p", null, boards.map(([one, place]) => [link({ p: "scores", task, board: place }, [one.split, one.metric, one.protocol].filter(Boolean).join(" · ")), " "]), board.split === "test" ? h("span", { class: "note" }, "A test split is there to judge by, not to choose by.") : ""), note ? h("p", { class: "error" }, note) : "",
-    table(["place", "adapter", "score", "interval", "n", "source", "difference from the first"], rows.map((row) => [row.place, data.place(row.adapter) === undefined ? name(row.adapter) : link({ p: "adapter", a: row.adapter }, name(row.adapter)), short(row.value), bar(row), row.n === null ? "not stated" : number(row.n), name(row.source), row.p_holm === null ? "–" : `${short(row.difference)}, p ${short(row.p_holm)}${row.differs ? "" : ": could be chance"}`]), `${board.split}, ${board.metric}; bars with 95 % intervals${base ? ", the line is the base model" : ""}`),
+    h("p", { class: "note" }, data.hiddenNote(hidden)), table(["place", "adapter", "score", "interval", "n", "source", "difference from the first"], rows.map((row) => [row.place, data.place(row.adapter) === undefined ? name(row.adapter) : link({ p: "adapter", a: row.adapter }, name(row.adapter)), short(row.value), bar(row), row.n === null ? "not stated" : number(row.n), name(row.source), row.p_holm === null ? "–" : `${short(row.difference)}, p ${short(row.p_holm)}${row.differs ? "" : ": could be chance"}`]), `${board.split}, ${board.metric}; bars with 95 % intervals${base ? ", the line is the base model" : ""}`),
     command("scores", "leaderboard", task, "--split", board.split, "--metric", board.metric), h("p", null, link({ p: "scores" }, "All scores")));
 }
