@@ -15,7 +15,8 @@ from catalog.files import load_json, output_file, read_limited
 
 FORMAT = "loradex-annotations/1"
 _MOST_BYTES = 256 * 1024 * 1024
-_LONGEST_NAME = 500
+# The name of an adapter in the deepest folder that a crawl reads has 1,218 characters.
+_LONGEST_NAME = 1500
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -61,8 +62,8 @@ def _check_training(row: Mapping[str, Any]) -> None:
         value = facts.get(name)
         if value is None or kind not in ("whole", "number"):
             continue
-        types = (int,) if kind == "whole" else (int, float)
-        if type(value) not in types or (type(value) is int and abs(value) > _LARGEST_WHOLE):
+        largest = sys.float_info.max if kind == "number" else _LARGEST_WHOLE
+        if type(value) not in (int, float) or abs(value) > largest or (kind == "whole" and value % 1):
             raise CatalogError(f"its {name} is not a {kind} number that 64 bits hold")
 
 

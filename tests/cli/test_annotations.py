@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 import loradex
+from catalog.adapters import AdapterNotes, adapter_name, valid_name
 from catalog.errors import UsageError
+from catalog.files import unsafe_path
+from loradex.annotations import read_annotations, write_annotations
 from tests.cli.conftest import Program
 
 HEAD = '{"format": "loradex-annotations/1", "annotations":'
@@ -152,3 +155,13 @@ def test_an_invalid_file_changes_nothing(
     assert result.exit_code == 2
     assert sentence in result.stderr.replace("\\\\", "\\")
     assert names(crawled, "annotations", "list") == []
+
+
+def test_the_longest_names_of_a_crawl_return(tmp_path: Path) -> None:
+    name, folder = f"{'o' * 96}/{'n' * 96}", "/".join(["d" * 204] * 5)
+    assert valid_name(name)
+    assert unsafe_path(folder) is None
+    assert unsafe_path(folder + "d") == "is too long"
+    row = AdapterNotes(adapter_name(name, folder), "h" * 64, folder, ("tag",), "note", hidden=True)
+    write_annotations([row], tmp_path / "notes.json")
+    assert read_annotations(tmp_path / "notes.json") == [row]

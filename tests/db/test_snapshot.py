@@ -427,7 +427,7 @@ def _ask(document: dict[str, Any], **asked: Any) -> None:
                 _rewrite("training", lambda row, fact=fact: row.update(training=json.dumps(fact))),
                 f"training/train-00000.parquet, row 1: its {next(iter(fact))} is not a",
             )
-            for fact in ({"steps": 1e300}, {"seed": 2**63}, {"epochs": "x"}, {"learning_rate": 10**200})
+            for fact in ({"steps": 1e300}, {"seed": 2**63}, {"steps": 1.5}, {"seed": True}, {"epochs": "x"})
         ),
     ],
 )
