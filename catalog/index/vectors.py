@@ -556,13 +556,13 @@ class _Files:
             return None
         skipped = {key for key in facts["skipped"] if key[:PART_LENGTH] not in parts}
         changes = {
-            "token": now.token,
             "tail_keys": tail_keys + found.keys,
             "removed": sorted(removed | found.rows),
             "skipped": sorted(skipped.union(found.zeros)),
         }
-        if not self._rewrite(facts, changes, found.blocks, now.versions):
-            return None
+        is_same = changes == {name: facts[name] for name in changes}
+        if not self._rewrite(facts, {"token": now.token, **changes}, found.blocks, now.versions):
+            return index if is_same else None
         return self.open(read_facts(self.main))
 
     def differences(

@@ -136,6 +136,10 @@ class WordIndex:
         """Closes the file."""
         self._connection.close()
 
+    def versions(self) -> dict[int, int]:
+        """The version of every adapter's text by its id."""
+        return dict(self._rows("SELECT id, version FROM source"))
+
     def names(self, ids: Collection[int]) -> dict[int, str]:
         """The names of those of these adapters that are there."""
         query = "SELECT id, adapter FROM source WHERE id IN (SELECT value FROM json_each(?))"
@@ -312,9 +316,13 @@ def open_words(folder: Path, source: TextSource) -> WordIndex:
     index = _open(place, token)
     if index is not None:
         return index
+    versions = source.versions()
+    index = _open_same(place, versions)
+    if index is not None:
+        return index
     connection = sqlite3.connect(":memory:")
     try:
-        _fill(connection, token, source, source.versions())
+        _fill(connection, token, source, versions)
         return WordIndex(connection)
     except BaseException:
         connection.close()
@@ -359,8 +367,19 @@ def rebuild_words(folder: Path, source: TextSource) -> IndexState:
     return state
 
 
-def _open(place: Path, token: str) -> WordIndex | None:
-    """The index in the file if it has this token, at the state that it has now; else None."""
+def _open_same(place: Path, versions: Mapping[int, int]) -> WordIndex | None:
+    """The index in the file, of whatever token, if it has the texts of these versions; else None."""
+    with suppress(StorageError):
+        index = _open(place)
+        if index is not None and index.versions() == versions:
+            return index
+        if index is not None:
+            index.close()
+    return None
+
+
+def _open(place: Path, token: str | None = None) -> WordIndex | None:
+    """The index in the file if it has this token, or any, at the state that it has now; else None."""
     if not place.is_file():
         return None
     for options in ("mode=ro", "mode=ro&immutable=1"):
@@ -376,7 +395,8 @@ def _open(place: Path, token: str) -> WordIndex | None:
                 connection.execute(f"PRAGMA mmap_size = {1 << 40}")
                 connection.execute("BEGIN")
                 connection.execute("SELECT id FROM source LIMIT 1")
-                if connection.execute("SELECT format, token FROM state").fetchone() == (_FORMAT, token):
+                state = connection.execute("SELECT format, token FROM state").fetchone()
+                if state and state[0] == _FORMAT and token in (None, state[1]):
                     return WordIndex(connection, place)
             except BaseException:
                 connection.close()

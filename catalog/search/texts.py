@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Select, select, true
+from sqlalchemy import Select, func, select, true
 from sqlalchemy.orm import Session
 
 from catalog.adapters import adapter_name
@@ -187,8 +187,12 @@ def read_parts(
     """
     conditions: list[Any] = [true()]
     if parts is not None and len(parts) <= _MOST_PARTS:
-        # A range, which an index can find: digests have letters and digits, of which z is the last.
-        conditions = [column.between(part, part + 60 * "z") for part in sorted(parts)]
+        if session.get_bind().dialect.name == "sqlite":
+            # A range, which an index can find: digests have letters and digits, of which z is the last.
+            conditions = [column.between(part, part + 60 * "z") for part in sorted(parts)]
+        else:
+            # No order: it is that of the database's collation, of which some sort "aa" after "z".
+            conditions = [func.substr(column, 1, PART_LENGTH).in_(sorted(parts))] if parts else []
     for condition in conditions:
         for row in session.execute(query.where(condition)):
             if parts is None or row[0][:PART_LENGTH] in parts:

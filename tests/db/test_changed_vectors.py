@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, insert, text
 from sqlalchemy.orm import Session
 
-from catalog.database import make_engine, opening
+from catalog.database import Embedding, make_engine, opening
 from catalog.fingerprints import DELTA_SIZE
 from catalog.index import VectorSource, check_index, open_index
 from catalog.index.vectors import Space
@@ -160,3 +160,29 @@ def test_a_restored_backup_in_which_a_key_got_other_vectors_is_noticed(tmp_path:
         write(engine, [insert.replace("fingerprint SELECT", f"fingerprint ({columns}) SELECT", 1)])
         check(engine, tmp_path / "index", tmp_path / "fresh", {})
         engine.dispose()
+
+
+def test_parts_are_found_whatever_the_collation_of_the_database(engine: Engine) -> None:
+    """In Danish "aa" sorts after z, in Welsh "dd" and "ff" after d and f: PostgreSQL compares no order."""
+    fill(engine, 60, Drawn())
+    digests = {part + 60 * "0": part for part in ("3aaa", "aaaa", "12aa", "0ddd", "0fff")}
+    digests |= {part + "a" * 60: part for part in ("123a", "aaa0", "0000")}
+    vector = CARDS[0].tobytes()
+    statements = list[str]()
+    event.listen(engine, "before_cursor_execute", lambda _c, _d, statement, *_: statements.append(statement))
+    with Session(engine) as session:
+        session.execute(
+            insert(Embedding),
+            [{"content": key, "model": "m", "chunk": 0, "vector": vector} for key in digests],
+        )
+        cards, fingerprints = CardVectors(session, "m"), BaseFingerprints(session, "delta", BASES[0])
+        every = fingerprints.keys()
+        own = {key[:4] for key in every}
+        statements.clear()
+        for key, part in digests.items():
+            assert [found for found in cards.keys({part}) if found[:64] == key] == [f"{key}:00"]
+        assert cards.keys(set(digests.values())) == cards.keys()
+        assert fingerprints.keys(own) == every
+        assert cards.keys(set()) == []
+        ordered = [statement for statement in statements if "BETWEEN" in statement]
+        assert bool(ordered) == (engine.dialect.name == "sqlite")

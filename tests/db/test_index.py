@@ -523,6 +523,46 @@ def test_while_another_process_writes_an_index_works_from_memory(tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["text.lock"]
 
 
+@pytest.mark.parametrize("change", ["token", "versions of parts of others", "a vector", "a zero", "gone"])
+def test_a_read_only_index_serves_where_the_source_moved_without_a_difference(
+    tmp_path: Path, change: str
+) -> None:
+    """As the indexes of all base models but one do where an adapter of that one changes."""
+    rows = random_rows(100) | {"zero": np.zeros(SIZE, dtype=np.float32)}
+    built, source = Given(rows), Given(rows)
+    open_index(tmp_path, SPACE, built)
+    (tmp_path / "text.lock").unlink(missing_ok=True)
+    (tmp_path / "text.lock").mkdir()  # nobody gets the lock
+    versions = source.versions() | ({} if change == "token" else {"key0": 7, "zero": 7, "else": 7})
+    if change == "a vector":
+        rows["key0003"] = np.ones(SIZE, dtype=np.float32)
+    elif change == "a zero":
+        rows["key0003"] = np.zeros(SIZE, dtype=np.float32)
+    elif change == "gone":
+        del rows["zero"]
+    read = set[str]()
+
+    class Moved(Given):
+        def token(self) -> str:
+            return "moved"
+
+        def versions(self) -> dict[str, int]:
+            return versions
+
+        def keys(self, parts: Collection[str] | None = None) -> Sequence[str]:
+            read.add("all" if parts is None else "some")
+            return super().keys(parts)
+
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    index = open_index(tmp_path, SPACE, Moved(rows))
+    assert index.keys == tuple(sorted(key for key, row in rows.items() if row.any()))
+    assert index.search(np.ones(SIZE), 3) == open_index(tmp_path / "new", SPACE, built).search(
+        np.ones(SIZE), 3
+    )
+    assert ("all" in read) == (change in {"a vector", "a zero", "gone"}), "it was built again"
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
 # What changes is appended, and passed over.
 
 

@@ -400,6 +400,25 @@ def test_where_nothing_can_be_written_it_works_from_memory(
     assert "cannot be written" in caplog.text
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_file_of_the_same_texts_serves_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool
+) -> None:
+    """A token that moved without a difference, as one does where an adapter at an older commit changes."""
+    source = Source(*NAMES.rows.values())
+    open_words(tmp_path, source).close()
+    (tmp_path / "words.lock").unlink(missing_ok=True)
+    (tmp_path / "words.lock").mkdir()
+    monkeypatch.setattr(source, "token", lambda: "moved")
+    if changed:
+        source.rows[9] = text(9, "jo/other-sentiment")
+    source.read.clear()
+    with closing(open_words(tmp_path, source)) as index:
+        expected = ["jo/TweetSentiment"] + ["jo/other-sentiment"] * changed
+        assert sorted(names(index, source, "sentiment")) == expected
+    assert source.read == (sorted(source.rows) if changed else [])
+
+
 def test_while_another_process_writes_it_works_from_memory(tmp_path: Path) -> None:
     held, done = threading.Event(), threading.Event()
 
