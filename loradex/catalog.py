@@ -1858,7 +1858,8 @@ class Catalog:
 
         Args:
             source: The folder of a snapshot, or a data set of the Hub: "owner/name", "owner/name@commit" or
-                "hf://datasets/owner/name", which is fetched at one commit.
+                "hf://datasets/owner/name", which is fetched at one commit; the first form only where the
+                working folder has no folder "owner". A `Path` is a folder.
             progress: See `loradex.progress`.
 
         Returns:
@@ -1877,7 +1878,7 @@ class Catalog:
         """
         from loradex.snapshots import import_from
 
-        return import_from(self.settings, str(source), progress)
+        return import_from(self.settings, source, progress)
 
     def upgrade(self) -> SchemaUpgrade:
         """Brings the schema of the catalog up to date; creates the catalog if it does not exist.

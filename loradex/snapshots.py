@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catalog.adapters import adapter_name, parse_config, valid_name
+from catalog.adapters import FingerprintRecord, adapter_name, parse_config, valid_name
 from catalog.database import Session, disposing, for_writing, open_catalog, reading, take_turn, writer_lock
 from catalog.errors import (
     CatalogError,
@@ -51,7 +51,7 @@ README = "README.md"
 # The relative difference of equal fingerprints that were made on different processors.
 _ROUNDING = 1e-3
 _VECTORS = ("spectrum", "delta", "output")
-_DATASET = re.compile(r"(?:hf://datasets/)?(?P<name>[^/@\s]+/[^/@\s]+)(?:@(?P<revision>[^@\s]+))?")
+_DATASET = re.compile(r"(?P<scheme>hf://datasets/)?(?P<name>[^/@\s]+/[^/@\s]+)(?:@(?P<revision>[^@\s]+))?")
 
 
 @dataclass(frozen=True)
@@ -137,15 +137,22 @@ def export_to(
     return SnapshotExport(folder, counts.tables, counts.bytes, counts.left_out)
 
 
-def import_from(settings: Settings, source: str, progress: ProgressOption) -> ImportCounts:
+def import_from(settings: Settings, source: str | Path, progress: ProgressOption) -> ImportCounts:
     """Brings a snapshot into the catalog in one transaction, after all of its files were checked."""
     require_extra("table", "A snapshot")
     if Path(source).is_dir():
-        return replace(_import_folder(settings, Path(source)), source=source)
-    match = _DATASET.fullmatch(source)
+        return replace(_import_folder(settings, Path(source)), source=str(source))
+    match = _DATASET.fullmatch(source) if isinstance(source, str) else None
     if match is None or not valid_name(match["name"]):
         raise UsageError(
-            f"{source!r} is neither a folder nor a data set of the Hub: write owner/name[@commit]."
+            f"{str(source)!r} is neither a folder nor a data set of the Hub: give the folder of a snapshot, or "
+            "write owner/name[@commit]."
+        )
+    named = match["scheme"] or match["revision"]
+    if not named and Path(match["name"].partition("/")[0]).is_dir():
+        raise UsageError(
+            f"There is no folder {source}; give the folder of a snapshot, or for the data set of the Hub "
+            f"write hf://datasets/{source} or {source}@commit."
         )
     with reporting(progress) as report, temporary_folder(_made(settings.data)) as folder:
         step = ProgressStep(report, "fetching files")
@@ -259,7 +266,7 @@ def _compare(hub: Hub, adapter: SampledAdapter, store: BlobStore | None) -> Samp
         if wrong:
             state, detail = "differs", ", ".join(wrong)
         elif store is not None and file is not None and adapter.fingerprint is not None:
-            state, detail = _compare_weights(hub, adapter, file, store)
+            state, detail = _compare_weights(hub, adapter, adapter.fingerprint, file, store)
     except HubAccessError as error:
         state, detail = "gone", error.status
     except (IntegrityError, WeightsError, UnreadableError) as error:
@@ -275,11 +282,11 @@ def _agrees(adapter: SampledAdapter, file: Mapping[str, Any], remote: RemoteFile
 
 
 def _compare_weights(
-    hub: Hub, adapter: SampledAdapter, file: RemoteFile, store: BlobStore
+    hub: Hub, adapter: SampledAdapter, stored: FingerprintRecord, file: RemoteFile, store: BlobStore
 ) -> tuple[str, str]:
     """Whether the tensors and the fingerprint of a weights file are those of the snapshot."""
     sha256 = adapter.weights_digest or ""
-    stored, config = adapter.fingerprint, parse_config(adapter.config or b"")
+    config = parse_config(adapter.config or b"")
     path = hub.download(adapter.repository, adapter.commit, replace(file, sha256=sha256), store)
     try:
         measured = measure_file(path, config)
@@ -287,17 +294,28 @@ def _compare_weights(
         store.remove(sha256)
     if measured.tensor_digest != adapter.tensor_digest:
         return "differs", "the digest of its tensors"
+    if stored.version != measured.record.version:
+        return "same", "tensors compared; its fingerprint is of another version"
     pairs = [(getattr(measured.record, name), getattr(stored, name)) for name in _VECTORS]
     same = all(_is_near(*pair) for pair in pairs)
     return ("same", "weights measured") if same else ("differs", "its fingerprint")
 
 
 def _is_near(left: bytes, right: bytes) -> bool:
-    """Whether two vectors of float32 agree but for the rounding of other processors."""
+    """Whether two vectors of float32 agree but for the rounding of other processors.
+
+    Values that are not finite, as of weights that are not, must be the same.
+    """
     import numpy as np
 
-    one, other = np.frombuffer(left, "<f4"), np.frombuffer(right, "<f4")
-    return len(one) == len(other) and bool(np.linalg.norm(one - other) <= _ROUNDING * np.linalg.norm(other))
+    one, other = (np.frombuffer(vector, "<f4").astype(float) for vector in (left, right))
+    if len(one) != len(other):
+        return False
+    finite = np.isfinite(other)
+    if not np.array_equal(np.where(finite, 0, one), np.where(finite, 0, other), equal_nan=True):
+        return False
+    difference = np.linalg.norm(one[finite] - other[finite])
+    return bool(difference <= _ROUNDING * np.linalg.norm(other[finite]))
 
 
 @check_arguments
@@ -326,7 +344,7 @@ def push_snapshot(
     """
     require_extra("table", "A snapshot")
     folder, settings = Path(folder), HubSettings.from_environment()
-    if not valid_name(repository):
+    if not valid_name(repository) or "/" not in repository:
         raise UsageError(f"{repository[:80]!r} is not the name of a data set; write owner/name.")
     manifest = check_snapshot(folder)
     own = [name for name in ("with_private", "with_notes") if manifest.document["choice"].get(name)]

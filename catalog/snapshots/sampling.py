@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from catalog.adapters import FingerprintRecord
+from catalog.fingerprints import FINGERPRINT_VERSION
 from catalog.snapshots.layout import ADAPTERS, DOCUMENTS, FILES, FINGERPRINTS, WEIGHTS, SnapshotTable
 from catalog.snapshots.verification import Manifest
 
@@ -47,12 +48,13 @@ def sample_adapters(manifest: Manifest, count: int, seed: int) -> list[SampledAd
     configs = _found(
         manifest, DOCUMENTS, lambda row: row["digest"], {row["config_digest"] for row in adapters}
     )
-    measured = _found(
-        manifest,
-        FINGERPRINTS,
-        lambda row: (row["weights_digest"], row["scaling_pattern"]),
-        {(row["weights_digest"], row["scaling_pattern"]) for row in adapters},
-    )
+    measured: dict[tuple[str, str], dict[str, Any]] = {}
+    patterns = {(row["weights_digest"], row["scaling_pattern"]) for row in adapters}
+    for row in _rows(manifest, FINGERPRINTS):
+        pattern = row["weights_digest"], row["scaling_pattern"]
+        # One of this version can be compared; others are there where there is none.
+        if pattern in patterns and (row["version"] == FINGERPRINT_VERSION or pattern not in measured):
+            measured[pattern] = row
     sampled = []
     for row in adapters:
         file = weights.get(row["weights_digest"], {})

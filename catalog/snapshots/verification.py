@@ -33,6 +33,8 @@ _MOST_DECODED = 64_000_000
 # How far the clock of the machine that wrote a snapshot may be ahead.
 _SKEW = timedelta(days=1)
 _OPTIONAL = {"notes", "tags"}
+# What the writer of a snapshot chose, each a truth value: the fields of `SnapshotChoice`.
+_CHOICES = ("cards", "with_private", "with_notes")
 # Kinds of columns whose values are of any length.
 _VARIABLE = ("text", "json", "bytes")
 
@@ -181,9 +183,6 @@ def verify_snapshot(folder: Path) -> Manifest:
     )
     document, _ = read_manifest(content, str(folder))
     with _misstated(str(folder)):
-        for name in ("choice", "left_out"):
-            if not isinstance(document[name], dict):
-                raise ValueError(name)
         tables = document["tables"]
         files = {name: _check_table(folder, TABLES[name], tables[name]) for name in tables}
         return Manifest(folder, files, tuple(map(_read_scope, document["crawls"])), document)
@@ -224,6 +223,10 @@ def read_manifest(content: bytes, place: str) -> tuple[Mapping[str, Any], tuple[
         tables = document["tables"]
         if not set(TABLES) - _OPTIONAL <= set(tables) <= set(TABLES):
             raise CatalogError(f"the tables of the snapshot {place} are not those of format {FORMAT}")
+        if {name: type(value) for name, value in document["choice"].items()} != dict.fromkeys(_CHOICES, bool):
+            raise ValueError("choice")
+        if any(type(count) is not int or count < 0 for count in document["left_out"].values()):
+            raise ValueError("left_out")
         return document, tuple(_read_file(name, file) for name in tables for file in tables[name]["files"])
 
 

@@ -56,9 +56,10 @@ def export(
 def import_(app: App, source: str) -> None:
     """Bring a snapshot into the catalog: what is missing, and repositories that it crawled later.
 
-    REPO is a data set of the Hub, OWNER/NAME or OWNER/NAME@COMMIT, which is fetched at one commit. All files
-    are compared with their sha256 first; one transaction writes the rows. Pools, tags, notes and scores that
-    are there stay. The next crawl of the same Hub reads what changed since.
+    REPO is a data set of the Hub, OWNER/NAME, OWNER/NAME@COMMIT or hf://datasets/OWNER/NAME, which is fetched
+    at one commit; the first form only where there is no folder OWNER. All files are compared with their
+    sha256 first; one transaction writes the rows. Pools, tags, notes and scores that are there stay. The next
+    crawl of the same Hub reads what changed since.
     """
     with app.output.show_progress() as progress:
         counts = app.catalog.import_snapshot(source, progress=progress)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import pyarrow
 import pytest
 from click.testing import CliRunner
@@ -18,8 +19,10 @@ from pyarrow import parquet
 import loradex
 from catalog.errors import CatalogError, HubAccessError, HubError, IntegrityError, UsageError
 from catalog.files import digest_of
+from catalog.fingerprints import FINGERPRINT_VERSION
 from catalog.snapshots import MANIFEST
 from cli.main import loradex as program
+from tests.hubs import lora_files, lora_tensors, make_repo, safetensors_bytes
 from tests.localhub import LocalHub
 from tests.localhub.bodies import Corrupt
 from tests.localhub.faults import Fault
@@ -134,6 +137,13 @@ def test_an_upload_that_the_storage_refuses_is_one_sentence(hub: UploadHub, expo
     assert hub.commits == []
 
 
+@pytest.mark.parametrize("name", ["mysnapshot", "me/my/snapshot", "me/", "/snapshot", "me/.."])
+def test_a_name_that_no_data_set_has_makes_none(hub: UploadHub, exported: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="write owner/name"):
+        loradex.push_snapshot(name, exported, upload=True)
+    assert (hub.visibility, hub.commits) == ({}, [])
+
+
 def test_an_upload_needs_a_token(hub: UploadHub, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(UsageError, match="set HF_TOKEN"):
@@ -235,6 +245,9 @@ def test_a_file_of_other_bytes_or_a_size_that_no_disk_has_changes_nothing(
         ("nothing", "neither a folder nor a data set"),
         ("hf://models/zoo/adapters", "neither a folder nor a data set"),
         ("zoo/adapters@main@main", "neither a folder nor a data set"),
+        ("./backups", "give the folder of a snapshot, or write owner/name"),
+        ("~/backups", "neither a folder nor a data set"),
+        ("/nowhere/backups", "neither a folder nor a data set"),
         ("zoo/none", "private, or does not exist"),
         ("zoo/adapters@" + "0" * 40, "no longer has this commit"),
         ("zoo/empty", "is not a snapshot"),
@@ -246,6 +259,22 @@ def test_what_is_no_snapshot_is_one_sentence(
     (served.root / "datasets" / "zoo" / "empty").mkdir()
     with pytest.raises(loradex.LoradexError, match=words):
         loradex.open(tmp_path / "data").import_snapshot(source)
+
+
+def test_a_folder_that_is_not_there_is_fetched_from_nobody(
+    served: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "zoo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    catalog = loradex.open(tmp_path / "data")
+    told = "no folder zoo/adapters.*write hf://datasets/zoo/adapters or zoo/adapters@commit"
+    with pytest.raises(UsageError, match=told):
+        catalog.import_snapshot("zoo/adapters")
+    with pytest.raises(UsageError, match="'someone/adapters' is neither a folder nor"):
+        catalog.import_snapshot(Path("someone/adapters"))
+    assert served.log == []
+    assert catalog.import_snapshot("hf://datasets/zoo/adapters").adapters_added > 0
+    assert catalog.import_snapshot("zoo/adapters@main").adapters_added == 0
 
 
 def test_data_sets_are_served_and_no_crawl_lists_them(served: LocalHub, exported: Path) -> None:
@@ -280,6 +309,69 @@ def test_every_adapter_of_a_snapshot_is_as_on_the_hub(on_hub: LocalHub, exported
     assert on_hub.count("api") == len(check.adapters) == check.tables["adapters"]
 
 
+@pytest.mark.parametrize("values", [(np.nan,), (np.inf,), (np.inf, -np.inf, np.nan, 3e38)])
+def test_adapters_whose_values_are_not_finite_are_as_on_the_hub(
+    values: tuple[float, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = lora_tensors()
+    for value, tensor in zip(values, tensors.values(), strict=False):
+        tensor.flat[0] = value
+    files = {**lora_files("org/base"), "adapter_model.safetensors": safetensors_bytes(tensors)}
+    make_repo(tmp_path / "hub", "o/broken", files)
+    with LocalHub(tmp_path / "hub") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        catalog = loradex.open(tmp_path / "data")
+        catalog.crawl(any_base=True, weights="stream")
+        catalog.export_snapshot(tmp_path / "snapshot")
+        check = loradex.verify_snapshot(tmp_path / "snapshot", sample=1, weights=True)
+    assert [(row.state, row.detail) for row in check.adapters] == [("same", "weights measured")]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "near"),
+    [
+        ([np.nan, 1, np.inf], [np.nan, 1.0001, np.inf], True),
+        ([np.nan, 1, np.inf], [np.nan, 1.1, np.inf], False),
+        ([np.nan, 1], [1, 1], False),
+        ([1, 1], [np.nan, 1], False),
+        ([np.inf, 1], [-np.inf, 1], False),
+        ([np.inf, 1], [np.nan, 1], False),
+        ([3e38, 3e38], [3e38, 3e38], True),
+        ([1, 2], [1, 2, 3], False),
+    ],
+)
+def test_fingerprints_are_near_where_values_that_are_not_finite_are_equal(
+    one: list[float], other: list[float], near: bool
+) -> None:
+    from loradex.snapshots import _is_near
+
+    assert _is_near(np.array(one, "<f4").tobytes(), np.array(other, "<f4").tobytes()) is near
+
+
+def test_fingerprints_of_another_version_are_not_compared(
+    on_hub: LocalHub, exported: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(exported, tmp_path / "snapshot")
+    _rewrite(folder, "fingerprints", lambda row: row.update(version=FINGERPRINT_VERSION + 1))
+    check = loradex.verify_snapshot(folder, sample=5, weights=True)
+    told = "tensors compared; its fingerprint is of another version"
+    assert {row.state for row in check.adapters} == {"same"}
+    assert told in {row.detail for row in check.adapters} <= {told, ""}
+
+
+def test_of_several_versions_of_a_fingerprint_that_of_this_program_is_compared(
+    on_hub: LocalHub, exported: Path, tmp_path: Path
+) -> None:
+    def add_versions(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        later = FINGERPRINT_VERSION + 1
+        return [made for row in rows for made in (row, {**row, "version": later, "output": [1.0]})]
+
+    folder = shutil.copytree(exported, tmp_path / "snapshot")
+    _rewrite_all(folder, "fingerprints", add_versions)
+    check = loradex.verify_snapshot(folder, sample=5, weights=True)
+    assert "weights measured" in {row.detail for row in check.adapters} <= {"weights measured", ""}
+
+
 def test_a_sample_costs_a_request_each_and_none_without_one(on_hub: LocalHub, exported: Path) -> None:
     rows = loradex.verify_snapshot(exported, sample=3, seed=1).adapters
     assert (len(rows), on_hub.count("api"), on_hub.count("resolver")) == (3, 3, 0)
@@ -292,13 +384,24 @@ def test_a_sample_costs_a_request_each_and_none_without_one(on_hub: LocalHub, ex
 
 def _rewrite(folder: Path, table: str, change: Callable[[dict[str, Any]], object]) -> None:
     """The rows of a table after a change of each, with a manifest that says so."""
+
+    def changed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for row in rows:
+            change(row)
+        return rows
+
+    _rewrite_all(folder, table, changed)
+
+
+def _rewrite_all(
+    folder: Path, table: str, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+) -> None:
     path = folder / table / "train-00000.parquet"
     old = parquet.read_table(path)
-    rows = old.to_pylist()
-    for row in rows:
-        change(row)
+    rows = change(old.to_pylist())
     parquet.write_table(pyarrow.Table.from_pylist(rows, schema=old.schema), path)
     document = json.loads((folder / MANIFEST).read_text())
+    document["tables"][table]["rows"] = len(rows)
     document["tables"][table]["files"][0] |= {"bytes": path.stat().st_size, "sha256": digest_of(path)}
     (folder / MANIFEST).write_text(json.dumps(document))
 
