@@ -44,7 +44,6 @@ from catalog.search import (
     open_texts,
     search,
 )
-from catalog.search.listing import OWN_COLUMNS
 from catalog.selection import STRATEGIES
 from crawler.crawl import refusing
 from loradex.catalog import Catalog
@@ -267,7 +266,7 @@ class Documents:
         makers: dict[str, Callable[[], bytes]] = {
             "list.json": lambda: self._keep("list.json", self._list),
             "more.json": lambda: self._keep("more.json", self._more),
-            "own.json": lambda: _columns_document(self._notes, OWN_COLUMNS),
+            "own.json": lambda: _columns_document(self._notes, listing.OWN_COLUMNS),
             "groups.json": self._groups,
             "pools.json": self._pools,
             "scores.json": self._scores,

@@ -64,8 +64,8 @@ def test_a_study_with_failures_ends_with_three(run: Program, world: Path, tmp_pa
 def test_the_studies_that_come_along_are_listed(run: Program) -> None:
     document = json.loads(run("study", "list", "--json").stdout)
     assert [study["study"] for study in document["studies"]] == [
-        "learning_rate", "learning_rate_curvature", "lego", "lego_sets", "recycling", "recycling-paper",
-        "recycling_claims", "small",
+        "learning_rate", "learning_rate_curvature", "lego", "lego_sets", "recycling", "recycling-8b",
+        "recycling-paper", "recycling_claims", "small",
     ]  # fmt: skip
 
 
