@@ -15,6 +15,7 @@ from catalog.errors import CatalogError, ConfigError
 from catalog.files import digest_of, load_json, read_limited
 from catalog.snapshots.checks import check_row
 from catalog.snapshots.layout import FORMAT, MANIFEST, MOST_VALUE, TABLES, SnapshotTable
+from catalog.snapshots.pages import group_sizes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +27,7 @@ _MOST_MANIFEST = 16_000_000
 _MOST_FILE = 64_000_000_000
 _MOST_ROWS = 50_000_000
 # A group of rows, as the file has it and decoded; an export writes less.
-_MOST_GROUP = 1_000_000_000
+_MOST_GROUP = 500_000_000
 # Rows that are decoded at once, and their bytes unless it is one row.
 _BATCH = 1000
 _MOST_DECODED = 64_000_000
@@ -273,11 +274,9 @@ def _check_table(folder: Path, table: SnapshotTable, entry: Mapping[str, Any]) -
 def _check_file(file: parquet.ParquetFile, table: SnapshotTable, path: Path) -> int:
     if not file.schema_arrow.equals(table.schema(), check_metadata=False):
         raise CatalogError(f"{path} has other columns or types than format {FORMAT}")
-    for number in range(file.metadata.num_row_groups):
-        group = file.metadata.row_group(number)
+    for size, values in group_sizes(path, file.metadata):
         # A value of a list is stored as one of a few bits, and has eight bytes at most in memory.
-        values = (8 * group.column(column).num_values for column in range(group.num_columns))
-        if max(group.total_byte_size, *values, 0) > _MOST_GROUP:
+        if max(size, 8 * values) > _MOST_GROUP:
             raise CatalogError(f"{path} has a group of rows of more than {_MOST_GROUP:,} bytes")
     return int(file.metadata.num_rows)
 
