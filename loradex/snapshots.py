@@ -145,8 +145,8 @@ def import_from(settings: Settings, source: str | Path, progress: ProgressOption
     match = _DATASET.fullmatch(source) if isinstance(source, str) else None
     if match is None or not valid_name(match["name"]):
         raise UsageError(
-            f"{str(source)!r} is neither a folder nor a data set of the Hub: give the folder of a snapshot, or "
-            "write owner/name[@commit]."
+            f"{str(source)!r} is neither a folder nor a data set of the Hub: give the folder of a snapshot, "
+            "or write owner/name[@commit]."
         )
     named = match["scheme"] or match["revision"]
     if not named and Path(match["name"].partition("/")[0]).is_dir():

@@ -32,11 +32,10 @@ metric_list: [{metric: acc}]
 """
 
 
-@pytest.mark.parametrize("subfolder", ["", "a=b, {c}"])
-def test_the_printed_command_evaluates_the_adapter(tmp_path: Path, subfolder: str) -> None:
-    """Offline, with a task of our own in place of the one that is named."""
+def test_the_printed_command_evaluates_the_adapter(tmp_path: Path) -> None:
+    """Offline, with a task of our own in place of the one named, and a folder that is hard to quote."""
     save_base(tiny_base(), tmp_path / "acme" / "base")
-    row = member(subfolder=subfolder)
+    row = member(subfolder="a=b, {c}")
     with calm():
         tiny_adapter(tmp_path / "adapters" / row.folder_name, 3, size=0.2)
     rows = [{"input": f"item {n}", "target": "yes" if n % 3 else "no"} for n in range(6)]
