@@ -22,23 +22,27 @@ def read_card(settings: Settings, adapter: str) -> str | None:
     """The card as its README.md has it, None without one; one that is fetched is written into the catalog."""
     with reading(settings) as session:
         row = browse.find_adapter(session, AdapterReference.parse(adapter))
-        digest, source = row.left_out_card, listing.card_source(session, row)
+        left_out, digest, source = row.card_left_out, row.left_out_card, listing.card_source(session, row)
         repository, hub_id = row.repository.name, row.repository.hub_id
         commit, subfolder, files = row.commit, row.subfolder, row.files
-    if digest is None:
+    if not left_out:
         return source
     with Hub(HubSettings.from_environment()) as hub:
         file = _listed(files, subfolder, digest) or _in_tree(hub, repository, commit, subfolder, digest)
         content = hub.small_file(repository, commit, file)
+    digest = digest or file.oid or file.sha256 or ""
     card = parse_card(content)
     with writing(settings, create=False) as session:
-        store.save_card(session, hub_id, DocumentRecord(digest, content), card.text, card.front)
+        document = DocumentRecord(digest, content)
+        store.save_card(session, hub_id, commit, subfolder, document, card.text, card.front)
         session.commit()
     return content.decode("utf-8", "replace")
 
 
-def _listed(files: list[Mapping[str, Any]] | None, subfolder: str, digest: str) -> RemoteFile | None:
+def _listed(files: list[Mapping[str, Any]] | None, subfolder: str, digest: str | None) -> RemoteFile | None:
     """The card in the adapter's own folder."""
+    if digest is None:
+        return None
     path = f"{subfolder}/{_NAME}" if subfolder else _NAME
     sizes = [file["size"] for file in files or () if file["name"] == _NAME and file["digest"] == digest]
     is_git = len(digest) == 40
@@ -47,12 +51,12 @@ def _listed(files: list[Mapping[str, Any]] | None, subfolder: str, digest: str) 
     )
 
 
-def _in_tree(hub: Hub, repository: str, commit: str, subfolder: str, digest: str) -> RemoteFile:
-    """The card of a folder above, which the list of the repository's files names."""
+def _in_tree(hub: Hub, repository: str, commit: str, subfolder: str, digest: str | None) -> RemoteFile:
+    """The card of a folder above, which the list of the repository's files names; of any digest if None."""
     folders = adapter_folders(hub.tree(repository, commit).files)
     file = next((folder.card for folder in folders if folder.subfolder == subfolder), None)
     if file is None:
         raise HubAccessError(f"{repository}@{commit} no longer has a card.", status="entry_gone")
-    if digest not in (file.oid, file.sha256):
+    if digest is not None and digest not in (file.oid, file.sha256):
         raise IntegrityError(f"{repository}@{commit} has another card than the snapshot says.")
     return file

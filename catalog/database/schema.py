@@ -25,7 +25,8 @@ OUTCOMES = (
     "(outcomes IS NULL) = (items_sha IS NULL) "
     "AND (outcomes IS NULL OR (n IS NOT NULL AND length(outcomes) * 8 - n BETWEEN 0 AND 7))"
 )
-# What an adapter's front matter has in place of the card that a snapshot left out: the card's digest.
+# What an adapter's front matter has in place of the card that a snapshot left out: the card's digest; None
+# where the snapshot did not know it, and True in catalogs of earlier versions.
 NOT_IN_SNAPSHOT = "_not_in_snapshot"
 MARGINS = "margins IS NULL OR (outcomes IS NOT NULL AND length(margins) - n = n)"
 
@@ -244,12 +245,23 @@ class Adapter(TableBase):
     )
 
     @property
-    def left_out_card(self) -> str | None:
-        """The digest of its card where a snapshot left it out."""
+    def card_left_out(self) -> bool:
+        """Whether a snapshot left its card out."""
         if self.card_digest is not None or not isinstance(self.card_front, dict):
+            return False
+        mark = self.card_front.get(NOT_IN_SNAPSHOT, False)
+        return mark is True or mark is None or (isinstance(mark, str) and bool(_HASH.fullmatch(mark)))
+
+    @property
+    def left_out_card(self) -> str | None:
+        """The digest of its card where a snapshot left it out: that which the snapshot named, else that of
+        the README.md of its folder, None where a card of a folder above is its card.
+        """
+        if not self.card_left_out:
             return None
-        digest = self.card_front.get(NOT_IN_SNAPSHOT)
-        return digest if isinstance(digest, str) and _HASH.fullmatch(digest) else None
+        mark = self.card_front[NOT_IN_SNAPSHOT]
+        own = (file.get("digest") for file in self.files or () if file.get("name") == "README.md")
+        return mark if isinstance(mark, str) else next(own, None)
 
     @property
     def annotation(self) -> Annotation | None:

@@ -35,6 +35,7 @@ from catalog.adapters import (
 from catalog.adapters import BaseSpelling as SpellingRecord
 from catalog.database.columns import TableBase
 from catalog.database.schema import (
+    NOT_IN_SNAPSHOT,
     Adapter,
     AdapterReason,
     BaseModelRow,
@@ -152,8 +153,12 @@ def known_document(session: Session, digest: str) -> bytes | None:
 
 
 def card_facts(session: Session, hub_id: str, digest: str) -> CardFacts | None:
-    """The facts of a repository's card that a snapshot left out, None of any other card."""
-    row = next(iter(_without_card(session, hub_id, digest)), None)
+    """The facts of a repository's card that a snapshot left out, None of any other card.
+
+    Only a snapshot that named the digest had all of them.
+    """
+    rows = _without_card(session, hub_id)
+    row = next((row for row in rows if row.card_front[NOT_IN_SNAPSHOT] == digest), None)
     if row is None:
         return None
     details = (reason.detail for reason in row.reasons if reason.reason == Reason.CARD_UNREADABLE)
@@ -163,19 +168,27 @@ def card_facts(session: Session, hub_id: str, digest: str) -> CardFacts | None:
 
 
 def save_card(
-    session: Session, hub_id: str, card: DocumentRecord, text: str, front: Mapping[str, Any]
+    session: Session,
+    hub_id: str,
+    commit: str,
+    subfolder: str,
+    card: DocumentRecord,
+    text: str,
+    front: Mapping[str, Any],
 ) -> None:
-    """Writes a card that a snapshot left out to all adapters of its repository that have it."""
+    """Writes a card that a snapshot left out to an adapter, and to all of its repository that have it."""
     save_documents(session, [card])
     session.flush()
-    for row in _without_card(session, hub_id, card.digest):
-        row.card_digest, row.card_text, row.card_front = card.digest, text, dict(front)
+    for row in _without_card(session, hub_id):
+        if row.left_out_card == card.digest or (row.commit, row.subfolder) == (commit, subfolder):
+            row.card_digest, row.card_text, row.card_front = card.digest, text, dict(front)
 
 
-def _without_card(session: Session, hub_id: str, digest: str) -> list[Adapter]:
+def _without_card(session: Session, hub_id: str) -> list[Adapter]:
+    """The adapters of a repository whose cards a snapshot left out."""
     query = select(Adapter).join(Adapter.repository).where(Repository.hub_id == hub_id)
     rows = session.scalars(query.where(Adapter.card_digest.is_(None)).order_by(Adapter.id))
-    return [row for row in rows if row.left_out_card == digest]
+    return [row for row in rows if row.card_left_out]
 
 
 def known_weights(session: Session, digest: str) -> WeightsRecord | None:

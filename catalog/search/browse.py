@@ -171,7 +171,7 @@ def details(
         "gone": repository.gone_at,
         "other_adapters": list(other_adapters),
         **{name: getattr(adapter, name) for name in _OF_ADAPTER},
-        "card_left_out": adapter.left_out_card is not None,
+        "card_left_out": adapter.card_left_out,
         "weights": {"name": adapter.weights_name, "digest": adapter.weights_digest},
         "details": {reason.reason: reason.detail for reason in adapter.reasons},
         "runs_in": engine_verdicts(session, adapter, engines),

@@ -299,8 +299,8 @@ def _write_adapter(
     at, values = _adapter_key(repository, adapter), _values(adapter)
     front = adapter.card_front if isinstance(adapter.card_front, dict) else {}
     digest = adapter.card_digest or adapter.left_out_card
-    has_card = digest is not None or bool(adapter.card_text)
-    there = choice.cards and has_card and adapter.left_out_card is None
+    has_card = digest is not None or adapter.card_left_out or bool(adapter.card_text)
+    there = choice.cards and has_card and not adapter.card_left_out
     shown = there and objection(adapter.license, "publish") is None
     facts = {name: front[name] for name in CARD_FACTS if name in front}
     base = adapter.base_model.canonical if adapter.base_model else None

@@ -32,6 +32,7 @@ from catalog.database import (
     TableBase,
     for_writing,
     frontier,
+    store,
 )
 from catalog.errors import CatalogError, IntegrityError, UsageError
 from catalog.files import digest_of
@@ -222,6 +223,45 @@ def test_a_card_that_was_left_out_is_fetched_when_it_is_asked_for(
         for one in ("zoo/pair", "zoo/pair:checkpoint-1"):
             assert catalog.details(one) == origin.details(one)
     assert [row.adapter for row in catalog.adapters("license:mit")] == ["zoo/pair", "zoo/pair:checkpoint-1"]
+
+
+@pytest.mark.parametrize("mark", [True, None])
+@pytest.mark.parametrize(("name", "costs"), [("zoo/pair", (0, 1)), ("zoo/pair:checkpoint-1", (1, 1))])
+def test_a_card_whose_digest_no_snapshot_named_is_fetched_and_exported_as_left_out(
+    small_hub: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    costs: tuple[int, int],
+    mark: bool | None,
+) -> None:
+    """Catalogs of earlier versions have a mark in place of the digest, and fewer facts of the card."""
+    both = ("zoo/pair", "zoo/pair:checkpoint-1")
+    with LocalHub(small_hub) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        origin, first = _bare_catalog(tmp_path)
+        with loradex.catalog.writing(first.settings) as session:
+            digest = session.scalars(select(Adapter)).first().left_out_card
+            session.execute(update(Adapter).values(card_front={NOT_IN_SNAPSHOT: mark}))
+            hub_id = session.scalars(select(Repository.hub_id)).one()
+            assert store.card_facts(session, hub_id, digest) is None
+            session.commit()
+        report = first.export_snapshot(tmp_path / "again", cards=True)
+        assert report.left_out["cards"] == 2
+        exported = {row["subfolder"]: row["card_digest"] for row in table(tmp_path / "again", "adapters")}
+        assert exported == {"": digest, "checkpoint-1": None}
+        second = loradex.open(tmp_path / "second")
+        assert second.import_snapshot(tmp_path / "again").cards_missing == 2
+        source = (small_hub / "zoo" / "pair" / "README.md").read_text()
+        for catalog in (first, second):
+            assert all(catalog.details(one).card_left_out for one in both)
+            hub.clear()
+            assert catalog.card(name) == source
+            assert (hub.count("api"), hub.count("resolver")) == costs
+            assert catalog.card(name) == source
+            assert catalog.details(name) == origin.details(name)
+            assert all(catalog.card(one) == source for one in both)
+            assert not any(catalog.details(one).card_left_out for one in both)
 
 
 def test_a_card_of_other_bytes_is_refused(
