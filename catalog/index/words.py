@@ -188,18 +188,21 @@ class WordIndex:
                 f"The index {self._file} is damaged and was removed: run the command again, to rebuild it."
             ) from error
 
-    def search(self, text: str, k: int, among: Collection[int] | None = None) -> list[WordHit]:
+    def search(
+        self, text: str, k: int, among: Collection[int] | None = None, *, every_word: bool = False
+    ) -> list[WordHit]:
         """The k adapters that have words of the text, best first, ties by the adapter's name.
 
         Ranked by BM25 as FTS5 works it out (k1 1.2, b 0.75), all columns weighing the same; any word matches.
         Words are taken from the rarest on while at most 5,000 adapters, or a fifth of all, have them; the
-        common ones left over, to which BM25 gives little weight, do not count. `among` admits only these ids;
-        up to 5,000 of them are scored by all words. Raises UsageError for k below 1.
+        common ones left over, to which BM25 gives little weight, do not count, unless `every_word` is to.
+        `among` admits only these ids; up to 5,000 of them are scored by all words. Raises UsageError for k
+        below 1.
         """
         if k < 1:
             raise UsageError(f"The number of hits must be at least 1, not {k}.")
         few = among is not None and len(among) <= LEAST_SCORED
-        match = _any(terms(text) if few else self._telling(terms(text)))
+        match = _any(terms(text) if few or every_word else self._telling(self._counts(terms(text))))
         if not match or (few and not among):
             return []
         # The + keeps SQLite from asking FTS5 for one adapter after the other.
@@ -247,13 +250,22 @@ class WordIndex:
             for key, *columns in rows
         }
 
-    def _telling(self, looked_for: Collection[str]) -> list[str]:
-        """The terms that some adapter has, the rarest first, as far as the number to be scored allows."""
-        count = "SELECT count(*) FROM texts WHERE texts MATCH ?"
-        counts = {term: int(self._rows(count, f'"{term}"')[0][0]) for term in looked_for}
+    def counts_all(self, text: str) -> bool:
+        """Whether a search of all adapters for a text counts each of its words, however common."""
+        counts = self._counts(terms(text))
+        return len(self._telling(counts)) == len(counts)
+
+    def _counts(self, looked_for: Collection[str]) -> dict[str, int]:
+        """The number of adapters that have each term, for those that some adapter has."""
+        query = "SELECT count(*) FROM texts WHERE texts MATCH ?"
+        counts = {term: int(self._rows(query, f'"{term}"')[0][0]) for term in looked_for}
+        return {term: count for term, count in counts.items() if count}
+
+    def _telling(self, counts: Mapping[str, int]) -> list[str]:
+        """Terms that so many adapters have, the rarest first, as far as the number to be scored allows."""
         left = max(LEAST_SCORED, self.size // _PART_SCORED)
         telling_terms: list[str] = []
-        for term in sorted(filter(counts.get, counts), key=lambda term: counts[term]):
+        for term in sorted(counts, key=lambda term: counts[term]):
             left -= counts[term]
             if telling_terms and left < 0:
                 break

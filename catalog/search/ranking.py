@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -158,18 +158,20 @@ def search(
     query: Query | None = None,
     refusing: Collection[str] = (),
     weights: SearchWeights = EVEN,
-    among: Container[int] | None = None,
+    among: Collection[int] | None = None,
     most: int | None = None,
     joined: int | None = None,
 ) -> Found:
     """The k adapters that match a text best by words and by meaning, among those that match the filter.
 
-    With `among` only those with such a row, and at most `most` of them. With `joined` only so many of the
-    best of each ranking have a score; adapters that are among neither come after them, by their ranks, with
-    a score of 0. Up to `joined` hits are then found without ranking the rest.
+    With `among` those with such a row are ranked, whatever else the catalog holds, without a filter and by
+    all words; at most `most` are given. With `joined` only so many of the best of each ranking have a score;
+    adapters that are among neither come after them, by their ranks, with a score of 0. Up to `joined` hits
+    are then found without ranking the rest.
 
-    `refusing` decides the verdict that the filter may use; without a filter all adapters are searched. Equal
-    scores share a rank in each ranking; of equal sums those that words found come first, then names decide.
+    Words that are common in a large catalog count only where the others find too few. `refusing` decides the
+    verdict that the filter may use; without a filter all adapters are searched. Equal scores share a rank in
+    each ranking; of equal sums those that words found come first, then names decide.
     Raises UsageError for an empty text, one of more than 10,000 characters, and k below 1.
     """
     text = text.strip()
@@ -179,14 +181,55 @@ def search(
         raise UsageError(f"The number of hits must be at least 1, not {k}.")
     if not texts.words.size:
         return Found((), ("The catalog contains no adapters to search.",))
+    allowed = None if among is None else set(among)
     depth = max(DEPTH, 2 * k)
     joined = depth if joined is None else min(depth, joined)
     if most is not None and most <= joined:
         depth = joined
-    query = without_hidden(session, query)
-    heads = _heads(session, texts, text, depth, query, refusing, weights)
-    if heads is None:
+    if allowed is None:
+        query = without_hidden(session, query)
+    vector = _text_vector(texts, text) if weights.meaning else None
+
+    def rank(*, every_word: bool) -> _Ranking | None:
+        def heads(depth: int, ids: set[int] | None) -> _Heads:
+            words = texts.words.search(text, depth, ids, every_word=every_word) if weights.words else []
+            return _Heads(words, *_cards(texts, vector, depth, ids), ids)
+
+        found = _heads(session, heads, texts.words.size, depth, query, refusing, allowed)
+        return None if found is None else _join(texts, found, depth, joined, weights)
+
+    wanted = k if most is None else min(k, most)
+    ranking = rank(every_word=allowed is not None)
+    found_few = ranking is not None and len(ranking.best) < wanted
+    if found_few and allowed is None and weights.words and not texts.words.counts_all(text):
+        ranking = rank(every_word=True)
+    if ranking is None:
         return Found((), ("No adapter matches the filter.",))
+    best = ranking.best[:wanted]
+    words = texts.words.where(text, [key for key in best if key in ranking.ranks])
+    scores = {key: ranking.scores.get(key, 0.0) for key in best}
+    hits = _hits(session, texts.words.names(best), scores, words, ranking.near)
+    return Found(
+        hits,
+        (
+            *_notes(texts, weights),
+            *(() if hits else ("No adapter contains any of these words, and no card is similar to them.",)),
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """The adapters of both rankings, best first; the scores of those that have one; and either ranking."""
+
+    best: list[int]
+    scores: dict[int, float]
+    ranks: dict[int, int]
+    near: dict[int, _Near]
+
+
+def _join(texts: Texts, heads: _Heads, depth: int, joined: int, weights: SearchWeights) -> _Ranking:
+    """The joined ranking: those of the first `joined` of each by their scores, the others after them."""
     ranks, near = _word_ranks(heads.words[:joined]), _near_ranks(heads, joined)
     scores, later = _sum_ranks(ranks, near, weights), dict[int, float]()
     if joined < depth:
@@ -202,16 +245,7 @@ def search(
         *sorted(scores, key=lambda key: (-scores[key], key not in ranks, names[key], key)),
         *sorted(later, key=lambda key: (-later[key], key not in ranks, names[key], key)),
     ]
-    best = [key for key in best if among is None or key in among][:k][:most]
-    words = texts.words.where(text, [key for key in best if key in ranks])
-    hits = _hits(session, names, {key: scores.get(key, 0.0) for key in best}, words, near)
-    return Found(
-        hits,
-        (
-            *_notes(texts, weights),
-            *(() if hits else ("No adapter contains any of these words, and no card is similar to them.",)),
-        ),
-    )
+    return _Ranking(best, scores, ranks, near)
 
 
 def _sum_ranks(
@@ -244,30 +278,23 @@ class _Heads:
 
 def _heads(
     session: Session,
-    texts: Texts,
-    text: str,
+    heads: Callable[[int, set[int] | None], _Heads],
+    size: int,
     depth: int,
     query: Query | None,
     refusing: Collection[str],
-    weights: SearchWeights,
+    allowed: set[int] | None,
 ) -> _Heads | None:
-    """Both rankings to this depth at least, of the adapters that match the filter; None if none match.
+    """Both rankings to this depth at least, of the allowed adapters or those that match the filter, of `size`
+    in the catalog; None if there are none.
 
     Filtering the head of a ranking of all gives the head of the filtered one, and reads a few rows of a large
-    catalog instead of all.
+    catalog instead of all. Where too few of it match, those that match are ranked by themselves.
     """
-    vector = None
-    if weights.meaning and texts.embedder is not None and texts.vectors is not None and texts.vectors.count:
-        vector = query_vector(texts.embedder, text)
-
-    def heads(depth: int, allowed: set[int] | None) -> _Heads:
-        words = texts.words.search(text, depth, allowed) if weights.words else []
-        return _Heads(words, *_cards(texts, vector, depth, allowed), allowed)
-
-    if query is None:
-        return heads(depth, None)
+    if query is None or allowed is not None:
+        return None if allowed == set() else heads(depth, allowed)
     ahead = depth
-    while ahead < _MOST_AHEAD and texts.words.size > LEAST_SCORED:
+    while ahead < _MOST_AHEAD and size > LEAST_SCORED:
         ahead = min(_AHEAD * ahead, _MOST_AHEAD)
         head = heads(ahead, None)
         ids = {hit.id for hit in head.words}.union(*(head.adapters[key] for key in head.cards))
@@ -277,8 +304,8 @@ def _heads(
             for before, after in ((head.words, left.words), (head.cards, left.cards))
         ) and (left.words or left.cards):
             return left
-    allowed = _matching_ids(session, query, refusing)
-    return heads(depth, allowed) if allowed else None
+    matching = _matching_ids(session, query, refusing)
+    return heads(depth, matching) if matching else None
 
 
 def _matching_ids(
@@ -312,17 +339,25 @@ def _cards(
     """
     if vector is None or texts.vectors is None:
         return {}, {}
-    among = None if allowed is None else _chunk_keys(texts, allowed)
-    count, adapters = 2 * depth, dict[str, list[int]]()
+    among, count, adapters = None, 2 * depth, dict[str, list[int]]()
+    if allowed is not None and MOST_CHUNKS * len(allowed) < texts.vectors.count:
+        among = _chunk_keys(texts, allowed)
+    elif allowed:
+        # As many as would do if the chunks of the allowed ones lay evenly in the ranking.
+        count = min(count * max(1, texts.words.size // len(allowed)), max(texts.vectors.count, 1))
     while True:
         hits = texts.vectors.search(vector, count, among)
         best: dict[str, tuple[float, str]] = {}
         for hit in hits:
             if hit.score > 0:
                 best.setdefault(hit.key.partition(":")[0], (hit.score, hit.key))
-        # Vectors of cards that no adapter has any more are passed over.
         adapters |= texts.words.adapters(best.keys() - adapters.keys())
-        best = {content: card for content, card in best.items() if content in adapters}
+        # Vectors of cards that no adapter has any more, or none that is allowed, are passed over.
+        best = {
+            content: card
+            for content, card in best.items()
+            if content in adapters and (allowed is None or not allowed.isdisjoint(adapters[content]))
+        }
         if len(best) >= depth or len(hits) < count or hits[-1].score <= 0:
             return dict(list(best.items())[:depth]), adapters
         count *= 2
@@ -344,6 +379,13 @@ def _near_ranks(heads: _Heads, depth: int) -> dict[int, _Near]:
             if heads.allowed is None or key in heads.allowed:
                 near[key] = _Near(rank, cosine, chunk)
     return near
+
+
+def _text_vector(texts: Texts, text: str) -> NDArray[np.float32] | None:
+    """The vector of a text, None where there is nothing to compare it with."""
+    if texts.embedder is None or texts.vectors is None or not texts.vectors.count:
+        return None
+    return query_vector(texts.embedder, text)
 
 
 def query_vector(embedder: Embedder, text: str) -> NDArray[np.float32]:

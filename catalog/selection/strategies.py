@@ -19,7 +19,6 @@ from catalog.database import find_pool, score_table
 from catalog.errors import NotFoundError, UsageError
 from catalog.files import BlobStore
 from catalog.index import Embedder
-from catalog.query import parse
 from catalog.scores import (
     Measure,
     Ranking,
@@ -140,15 +139,12 @@ def _text_head(
 ) -> list[Ranked]:
     """The first of the ranking: all are ranked, and these get their reasons."""
     by_id = {row.id: row for row in rows}
-    where = parse(question.where, engines=sources.engines) if question.where else None
     with open_texts(sources.session, sources.index, sources.embedder()) as texts:
         found = search(
             sources.session,
             texts,
             question.text or "",
             max(len(rows), 1),
-            query=where,
-            refusing=sources.refusing,
             among=by_id,
             most=count,
             joined=_JOINED,

@@ -439,6 +439,55 @@ def test_the_head_of_a_ranking_is_that_of_the_whole(
             assert ask(joined=9, most=15) == whole[:15]
 
 
+@pytest.mark.parametrize("weights", [SearchWeights(1, 0), SearchWeights(0, 1), SearchWeights()])
+def test_rows_that_are_given_are_found_however_many_others_are_better(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: SearchWeights
+) -> None:
+    monkeypatch.setattr("catalog.search.ranking.DEPTH", 5)
+    with Session(engine) as session:
+        for number in range(60):
+            add(session, f"jo/better{number}", f"Emotion and mood {number}." + ALSO, rank=8)
+        worse = [
+            add(
+                session, f"jo/worse{number}", f"Emotion {' of river and paper' * 9} number{number}." + ALSO
+            ).id
+            for number in range(12)
+        ]
+        session.commit()
+        embed_cards(session, Thesaurus())
+        arguments = {"among": set(worse), "weights": weights}
+        whole = found(session, tmp_path, "emotion", 12, **arguments).hits
+        assert {hit.id for hit in whole} == set(worse)
+        filtered = found(session, tmp_path, "emotion", 12, query=parse("-rank:8"), weights=weights).hits
+        assert whole == filtered
+        whole = found(session, tmp_path, "emotion", 12, **arguments, joined=5).hits
+        assert found(session, tmp_path, "emotion", 12, **arguments, most=3, joined=5).hits == whole[:3]
+        few = dict(arguments, among=set(worse[:2]))
+        assert {hit.id for hit in found(session, tmp_path, "emotion", 9, **few).hits} == set(worse[:2])
+        assert found(session, tmp_path, "emotion", 9, among=set()).hits == ()
+
+
+@pytest.mark.parametrize("where", [None, "rank:8"])
+def test_words_that_are_common_count_where_the_rare_ones_find_too_few(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str | None
+) -> None:
+    for module in ("index.words", "search.ranking"):
+        monkeypatch.setattr(f"catalog.{module}.LEAST_SCORED", 10)
+    with Session(engine) as session:
+        for number in range(60):
+            card = "Says river." + " Says quartz." * (number < 2) + ALSO
+            add(session, f"jo/a{number:02}", card, rank=16 if number < 2 else 8)
+        session.commit()
+        words = {"embedder": None, "query": where and parse(where)}
+        rare = ["jo/a00", "jo/a01"]
+        assert names(found(session, tmp_path, "quartz river", 2, embedder=None)) == rare
+        result = names(found(session, tmp_path, "quartz river", 7, **words))
+        assert len(result) == 7
+        assert (rare == result[:2]) == (where is None)
+        ids = set(session.scalars(select(Adapter.id).where(Adapter.rank == 8)))
+        assert len(found(session, tmp_path, "quartz river", 58, embedder=None, among=ids).hits) == 58
+
+
 def test_more_than_the_depth_of_chunks_of_one_card_hide_nobody(engine: Engine, tmp_path: Path) -> None:
     """Ever more chunks are asked for until there are enough cards."""
     with Session(engine) as session:

@@ -14,7 +14,7 @@ import sqlalchemy as sql
 from sqlalchemy import Engine, delete, func, update
 from sqlalchemy.orm import Session
 
-from catalog.database import FingerprintRow, TableBase
+from catalog.database import Adapter, BaseModelRow, FingerprintRow, TableBase
 from catalog.database.score_store import save_scores
 from catalog.errors import LoradexError, NotFoundError, UsageError
 from catalog.files import BlobStore
@@ -22,9 +22,10 @@ from catalog.fingerprints import DELTA_SIZE, OUTPUT_SIZE
 from catalog.index import Space, open_index
 from catalog.pools import Member, PinnedFile, export, read_manifest
 from catalog.scores import Score
-from catalog.search import BaseFingerprints, base_space
+from catalog.search import BaseFingerprints, base_space, embed_cards
 from catalog.search.nearest import Subject, center_scores
 from catalog.selection import Question, Sources, select
+from tools.bench.search import Drawn
 from tools.bench.select import fill
 
 # The updates of o1/r1 to o4/r4 along two directions; the last does nothing.
@@ -241,3 +242,44 @@ def test_a_catalog_without_fingerprints_has_no_slope(sources: Sources) -> None:
     sources.session.execute(delete(FingerprintRow))
     with pytest.raises(NotFoundError, match="None of the adapters has a fingerprint"):
         score_by_name(given(sources, direction=along(1.0)), 1, by="gradient", task="t", kind="delta")
+
+
+@pytest.mark.parametrize("embedder", [None, Drawn()], ids=["words", "words and meaning"])
+def test_a_pool_by_text_finds_all_of_its_candidates_however_many_others_fit_better(
+    engine: Engine, tmp_path: Path, embedder: Drawn | None
+) -> None:
+    """Of 600 adapters 30 have the base model, most of all; the cards of the others fit better."""
+    fill(engine, 600)
+    own = range(571, 601)
+    with Session(engine) as session:
+        others = [{"id": 2 + n, "canonical": f"acme/other{n}"} for n in range(30)]
+        session.execute(sql.insert(BaseModelRow), others)
+        for number in range(1, 601):
+            card = (
+                f"Emotion {number}. "
+                + (number in own) * "A long card that speaks of rivers and of paper. " * 9
+            )
+            values = {"card_text": card, "card_quality": "informative", "license": "cc-by-nc-4.0"}
+            values |= {"base_model_id": 2 + number % 30}
+            if number in own:
+                values |= {"base_model_id": 1, "license": "mit"}
+            session.execute(update(Adapter).where(Adapter.repository_id == number).values(values))
+        session.commit()
+        if embedder is not None:
+            embed_cards(session, embedder)
+        sources = Sources(session, (), tmp_path / "index", BlobStore(tmp_path), lambda: embedder, nobody)
+        text: dict[str, Any] = {"by": "text", "text": "emotion"}
+        everybody = tuple(f"o{number % 100}/r{number}" for number in range(1, 571))
+        pools = {
+            "filter": score_by_name(sources, 20, **text, where="base:acme/tiny"),
+            "base model": score_by_name(sources, 20, **text, base="acme/tiny"),
+            "usual base model": score_by_name(sources, 20, **text),
+            "use": score_by_name(sources, 20, **text, use="commercial"),
+        }
+        assert len(pools["filter"]) == 20
+        assert all(list(pool.items()) == list(pools["filter"].items()) for pool in pools.values())
+        assert len(score_by_name(sources, 30, **text, base="acme/tiny")) == 30
+        # Within a base model too, where most are left out.
+        session.execute(update(Adapter).values(base_model_id=1))
+        for way in ({"use": "commercial"}, {"exclude": everybody}):
+            assert list(score_by_name(sources, 20, **text, **way).items()) == list(pools["filter"].items())
