@@ -550,7 +550,7 @@ class Documents:
             ids = set(listing.rows_with_word(session, word))
         return encode_json([place for place, key in enumerate(self.ids) if key in ids])
 
-    def search_stored(self, text: str, where: str, count: int) -> bytes:
+    def search_stored(self, text: str, where: str, count: int, rules: str = "ours") -> bytes:
         """The hits of a text by words and by the vectors that the catalog has: no card is embedded, and no
         encoder is loaded that was not used before.
         """
@@ -560,7 +560,7 @@ class Documents:
             if query is not None:
                 browse.refuse_unknown_bases(session, query)
             with open_texts(session, self.settings.index, embedder) as texts:
-                found = search(session, texts, text, count, query=query, refusing=refusing("ours"))
+                found = search(session, texts, text, count, query=query, refusing=refusing(rules))
             notes = [*hidden_notes(session, query), *found.notes]
         if embedder is None:
             notes.insert(0, "searching by words alone: the cards of this catalog were never embedded here")

@@ -150,9 +150,10 @@ class Site:
     def search(self, query: Mapping[str, str]) -> bytes:
         """The hits of a text, by words or by meaning too."""
         text, where, by_meaning = query.get("q", ""), query.get("where", ""), query.get("meaning") == "1"
+        rules = query.get("rules", "ours")
         if by_meaning and self.read_only:
-            return self.newest.search_stored(text, where, _MOST_HITS)
-        rows = self.catalog.search(text, _MOST_HITS, where=where, words_only=not by_meaning)
+            return self.newest.search_stored(text, where, _MOST_HITS, rules)
+        rows = self.catalog.search(text, _MOST_HITS, where=where, words_only=not by_meaning, rules=rules)
         return encode_hits(rows, rows.notes)
 
     def similar(self, query: Mapping[str, str]) -> bytes:

@@ -126,6 +126,19 @@ def test_the_list_filters_searches_sorts_and_remembers(open_page: OpenPage) -> N
     assert "loradex search 'bank customers' --words" in page.inner_text(".rows")
 
 
+def test_better_hits_that_the_filter_leaves_out_hide_none(
+    open_page: OpenPage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loradex.page.server._MOST_HITS", 1)
+    page = open_page("?p=list&q=bank+customers")
+    count(page, 1)
+    for name in ("ann/one", "ann/two", "bob/three", "bob/four"):
+        page.fill("#where", f"adapter:{name}")
+        page.wait_for_function(
+            "(name) => document.querySelector('.window .c-adapter')?.innerText === name", arg=name
+        )
+
+
 def test_the_map_shows_what_is_under_the_pointer(open_page: OpenPage) -> None:
     page = open_page("?p=map")
     page.wait_for_function("() => document.querySelector('.map')?.dataset.inView === '5'")

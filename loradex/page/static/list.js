@@ -95,7 +95,7 @@ export async function show(box, address) {
     setParams({ where: where.value.trim(), q: question.value.trim(), meaning: meaning.checked ? "1" : null });
     try {
       const result = await data.filter(where.value);
-      const hits = await searched(question.value.trim(), meaning.checked && data.head.host, result.asksHidden ? where.value : "");
+      const hits = await searched(question.value.trim(), meaning.checked && data.head.host, where.value, result.passes);
       if (mine !== turn) return;
       const inHits = hits && new Set(hits.rows);
       const passes = inHits ? (row) => inHits.has(row) && result.passes(row) : result.passes;
@@ -265,11 +265,11 @@ function sorted(sort, marks) {
   return missing < 0 ? rows.reverse() : [...rows.slice(0, missing).reverse(), ...rows.slice(missing)];
 }
 
-// The rows of a search: the server's, or names, tags and data sets that contain the words.
-async function searched(text, byMeaning, whereHidden) {
+// The best rows of a search among those that pass a filter: the server's, or names, tags and data sets that contain the words.
+async function searched(text, byMeaning, where, passes) {
   if (!text) return null;
   if (data.head.host) {
-    const result = await data.ask("search", { q: text, meaning: byMeaning ? "1" : "0", where: whereHidden });
+    const result = await data.ask("search", { q: text, meaning: byMeaning ? "1" : "0", where, rules: data.rulesInUse() });
     return { rows: result.rows.map((row) => data.place(row.adapter)).filter((row) => row !== undefined), notes: result.notes, why: new Map(result.rows.map((row) => [data.place(row.adapter), row.why])) };
   }
   await data.more();
@@ -279,7 +279,7 @@ async function searched(text, byMeaning, whereHidden) {
       const inside = data.columns.get(key).test((one) => one.toLowerCase().includes(word));
       for (let row = 0; row < scores.length; row++) if (inside(row)) scores[row] += weight;
     }
-  const rows = [...scores.keys()].filter((row) => scores[row]).sort((a, b) => scores[b] - scores[a] || a - b).slice(0, 100);
+  const rows = [...scores.keys()].filter((row) => scores[row] && passes(row)).sort((a, b) => scores[b] - scores[a] || a - b).slice(0, 100);
   return { rows, notes: ["This copy searches names, tags and data sets; meaning takes a server."] };
 }
 
