@@ -315,7 +315,9 @@ def _write_adapter(
     digests.weights.update(filter(None, [adapter.weights_digest]))
     digests.documents.update(filter(None, [adapter.config_digest, adapter.card_digest if shown else None]))
     digests.bases.update(filter(None, [adapter.base_model_id]))
-    digests.contents.add(content_of(adapter.card_text))
+    # A card that is left out of a snapshot with cards has no vectors there: they could not return with it.
+    if shown or not has_card or not choice.cards:
+        digests.contents.add(content_of(adapter.card_text))
 
 
 def _write_content(session: Session, writers: dict[str, _Writer], digests: _Digests) -> None:

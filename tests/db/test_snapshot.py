@@ -32,6 +32,7 @@ from catalog.database import (
     TableBase,
     for_writing,
     frontier,
+    open_existing,
     store,
 )
 from catalog.errors import CatalogError, IntegrityError, UsageError
@@ -71,10 +72,18 @@ EVERYTHING = SnapshotChoice(cards=True, with_private=True, with_notes=True)
 
 @pytest.fixture(scope="module")
 def exported(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A snapshot of the sample Hub with cards."""
-    folder = tmp_path_factory.mktemp("exported") / "snapshot"
-    loradex.open(sample_data).export_snapshot(folder, cards=True)
-    return folder
+    """A snapshot of the sample Hub with cards, every text of which has a vector."""
+    folder = tmp_path_factory.mktemp("exported")
+    shutil.copytree(sample_data, folder / "data")
+    engine = open_existing(Settings.make(data=folder / "data"))
+    with Session(for_writing(engine)) as session, session.begin():
+        contents = {content_of(text or "") for text in session.scalars(select(Adapter.card_text))}
+        session.execute(delete(Embedding))
+        vector = bytes(4 * 8)
+        session.add_all(Embedding(content=one, model="m", chunk=0, vector=vector) for one in contents)
+    engine.dispose()
+    loradex.open(folder / "data").export_snapshot(folder / "snapshot", cards=True)
+    return folder / "snapshot"
 
 
 def write(engine: Engine, folder: Path, choice: SnapshotChoice = EVERYTHING) -> Path:
