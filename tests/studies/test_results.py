@@ -12,7 +12,9 @@ import pytest
 from catalog.errors import UsageError
 from studies.design import Study
 from studies.file import read_study
+from studies.log import read_log
 from studies.run import FACTS, MARKDOWN, PICTURES, report
+from studies.steps import KINDS
 from tools import published, study_pages
 
 ANEW = "run `python -m tools.documents` to write it anew"
@@ -58,6 +60,16 @@ def test_new_words_of_a_study_are_taken_over_and_nothing_else(tmp_path: Path) ->
     with pytest.raises(UsageError, match="The study recycling is another than that of its results"):
         study_pages.take_words(file.parent)
     assert json.loads(file.read_text("utf-8")) == facts
+
+
+@pytest.mark.parametrize(
+    "log", sorted(study_pages.RESULTS.glob("*/steps.jsonl")), ids=lambda log: log.parent.name
+)
+def test_the_log_of_a_study_that_has_begun_can_be_gone_on_from(log: Path) -> None:
+    assert read_study(log.parent.name).study.title
+    lines = read_log(log)
+    assert len(lines) == len(log.read_text("utf-8").splitlines())
+    assert {line["kind"] for line in lines.values()} <= KINDS.keys()
 
 
 def test_documents_quote_the_reports() -> None:
