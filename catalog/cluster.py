@@ -19,8 +19,8 @@ _ATTEMPTS = 3
 def connect_ray(address: str | None, cores: int | None) -> Iterator[Any]:
     """The module `ray`, connected to the cluster at `address` until the end of the block.
 
-    Without an address a cluster of this machine is started, with so many `cores`, all by default, and ends
-    with the block. Raises UsageError without the extra, where no cluster answers or starts, and in a process
+    Without an address a cluster of this machine is started with `cores` cores, by default all, and ends with
+    the block. Raises UsageError without the extra, where no cluster answers or starts, and in a process
     that is connected to one already, which stays connected.
     """
     require_extra("ray", "Work on several processes")

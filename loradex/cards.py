@@ -15,7 +15,7 @@ from crawler.reading import parse_card
 if TYPE_CHECKING:
     from catalog.settings import Settings
 
-_NAME = "README.md"
+_CARD = "README.md"
 
 
 def read_card(settings: Settings, adapter: str) -> str | None:
@@ -28,7 +28,7 @@ def read_card(settings: Settings, adapter: str) -> str | None:
     if not left_out:
         return source
     with Hub(HubSettings.from_environment()) as hub:
-        file = _listed(files, subfolder, digest) or _in_tree(hub, repository, commit, subfolder, digest)
+        file = _own_card(files, subfolder, digest) or _card_above(hub, repository, commit, subfolder, digest)
         content = hub.small_file(repository, commit, file)
     digest = digest or file.oid or file.sha256 or ""
     card = parse_card(content)
@@ -39,19 +39,19 @@ def read_card(settings: Settings, adapter: str) -> str | None:
     return content.decode("utf-8", "replace")
 
 
-def _listed(files: list[Mapping[str, Any]] | None, subfolder: str, digest: str | None) -> RemoteFile | None:
+def _own_card(files: list[Mapping[str, Any]] | None, subfolder: str, digest: str | None) -> RemoteFile | None:
     """The card in the adapter's own folder."""
     if digest is None:
         return None
-    path = f"{subfolder}/{_NAME}" if subfolder else _NAME
-    sizes = [file["size"] for file in files or () if file["name"] == _NAME and file["digest"] == digest]
+    path = f"{subfolder}/{_CARD}" if subfolder else _CARD
+    sizes = [file["size"] for file in files or () if file["name"] == _CARD and file["digest"] == digest]
     is_git = len(digest) == 40
     return (
         RemoteFile(path, sizes[0], digest if is_git else None, None if is_git else digest) if sizes else None
     )
 
 
-def _in_tree(hub: Hub, repository: str, commit: str, subfolder: str, digest: str | None) -> RemoteFile:
+def _card_above(hub: Hub, repository: str, commit: str, subfolder: str, digest: str | None) -> RemoteFile:
     """The card of a folder above, which the list of the repository's files names; of any digest if None."""
     folders = adapter_folders(hub.tree(repository, commit).files)
     file = next((folder.card for folder in folders if folder.subfolder == subfolder), None)

@@ -154,7 +154,7 @@ def import_from(settings: Settings, source: str | Path, progress: ProgressOption
             f"There is no folder {source}; give the folder of a snapshot, or for the data set of the Hub "
             f"write hf://datasets/{source} or {source}@commit."
         )
-    with reporting(progress) as report, temporary_folder(_made(settings.data)) as folder:
+    with reporting(progress) as report, temporary_folder(_make_folder(settings.data)) as folder:
         step = ProgressStep(report, "fetching files")
         place = _fetch(match["name"], match["revision"] or "main", folder, step.working)
         return replace(_import_folder(settings, folder), source=place)
@@ -168,7 +168,8 @@ def _import_folder(settings: Settings, folder: Path) -> ImportCounts:
             return import_snapshot(session, manifest)
 
 
-def _made(folder: Path) -> Path:
+def _make_folder(folder: Path) -> Path:
+    """The folder, made if it is missing; raises StorageError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -37,11 +37,11 @@ class StudyRow:
 class StudyPlan:
     """What a study has to do: its cells, its steps by kind, and how many steps are done.
 
-    `seconds_left` is what the steps that are left will take here, by the mean of the `measured` ones of
-    their kinds that were done here. What those take of kinds that only the log has, of a run that may have
-    been on another machine, is in `seconds_elsewhere`, by `logged` steps of the log; those of kinds not done
-    yet are in `unmeasured`. `power` says what the study can tell, then what cheaper cuts of it could.
-    `price` says what is left on the machine of a doctor report.
+    `seconds_left` is the time here of the steps that are left, by the mean of the `measured` steps of the
+    same kind that were done here. `seconds_elsewhere` is that of kinds which only the log has, by `logged`
+    steps of it; their run may have been on another machine. Steps of kinds not done yet are counted in
+    `unmeasured`. `power` says what the study can tell, then what cheaper cuts of it could. `price` says what
+    is left on the machine of a doctor report.
     """
 
     cells: int
@@ -283,10 +283,11 @@ def _cost_sentences(plan: StudyPlan) -> Iterator[str]:
 
 
 def _price_sentences(price: Price) -> Iterator[str]:
-    from studies.report.wording import counts
+    from studies.report.wording import counts, duration
 
-    parts = ", ".join(f"{kind} {hours:.1f}" for kind, hours in price.hours.items())
-    yield f"about {price.total:.1f} hours of {price.machine} with {price.model}, by doctor: {parts}"
+    parts = ", ".join(f"{kind} {duration(3600 * hours)}" for kind, hours in price.hours.items())
+    total = duration(3600 * price.total)
+    yield f"about {total} on {price.machine} with {price.model}, by its doctor report: {parts}"
     if price.unpriced:
         yield f"not priced: {counts(price.unpriced)}"
 

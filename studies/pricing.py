@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from catalog.errors import ConfigError, UsageError
-from catalog.files import load_json
+from catalog.files import load_json, read_limited
+from catalog.pictures import count_noun
+from studies.log import is_number
 from studies.store import Place, Step
 
 if TYPE_CHECKING:
@@ -76,16 +78,17 @@ class Work:
 def read_speed(file: Path) -> Speed:
     """The speed of a machine by a JSON document of `loradex doctor`.
 
-    Raises UsageError if the file cannot be read, is something else, or lacks a measurement.
+    Raises NotFoundError if there is no such file, and UsageError if it cannot be read, is something else, or
+    lacks a measurement.
     """
+    advice = f"write one by `loradex doctor --base B --json > {file.name}`"
+    data = read_limited(file, _MOST_BYTES, kind="a report of doctor", advice=advice, error=UsageError)
     try:
-        document = load_json(file.read_bytes(), max_bytes=_MOST_BYTES)
-    except (OSError, ConfigError) as error:
+        document = load_json(data, max_bytes=_MOST_BYTES)
+    except ConfigError as error:
         raise UsageError(f"{file} cannot be read: {error}.") from error
     if not isinstance(document, dict) or document.get("format") != DOCTOR:
-        raise UsageError(
-            f"{file} is not a report of doctor; write one by `loradex doctor --base B --json > {file.name}`."
-        )
+        raise UsageError(f"{file} is not a report of doctor; {advice}.")
     machine, model = _part(document, "machine"), _part(document, "model")
     rates = [
         _positive(document, file, name)
@@ -96,7 +99,9 @@ def read_speed(file: Path) -> Speed:
             "step_seconds",
         )
     ]
-    processor = f"{machine.get('processor') or 'CPU'}, {machine.get('threads') or 1} threads"
+    threads = machine.get("threads")
+    count = count_noun(threads, "thread") if isinstance(threads, int) else "any threads"
+    processor = f"{machine.get('processor') or 'CPU'}, {count}"
     return Speed(
         machine=str(machine.get("name") or processor),
         model=str(model.get("name") or "unknown"),
@@ -134,7 +139,7 @@ def work_of(place: Place, step: Step) -> Work | None:
         return _judge(task, params, generates)
     if step.kind == "ensemble":
         return _judge(task, params, generates).times(_pool_size(step))
-    example = _mean(task, "train", None)
+    example = _mean_lengths(task, "train", None)
     if step.kind == "gradient":
         return Work(learned=params["samples"] * example.text)
     if step.kind == "curvature":
@@ -143,7 +148,7 @@ def work_of(place: Place, step: Step) -> Work | None:
     shots = params["budget"]
     if step.kind == "measured":
         count = params.get("samples") or shots["train"] + shots["valid"]
-        return example.asked(generates).times(count * (1 + len(params["adapters"])))
+        return example.answer_work(generates).times(count * (1 + len(params["adapters"])))
     if step.kind == "train":
         settings = params["settings"]
         return _learn(example, settings["steps"], settings["batch"], shots)
@@ -169,8 +174,8 @@ def _learn(example: _Lengths, steps: int, batch: int, shots: Mapping[str, int]) 
 
 
 def _judge(task: Task, params: Mapping[str, Any], generates: bool) -> Work:
-    test = _mean(task, "test", params["test"])
-    return test.asked(generates).times(test.count)
+    test = _mean_lengths(task, "test", params["test"])
+    return test.answer_work(generates).times(test.count)
 
 
 def _pool_size(step: Step) -> int:
@@ -195,15 +200,15 @@ class _Lengths:
         """A question with its right answer."""
         return self.question + self.answer
 
-    def asked(self, generates: bool) -> Work:
-        """A question answered, by generation or by the likelihood of every choice."""
+    def answer_work(self, generates: bool) -> Work:
+        """The work of answering a question: by generation, or by the likelihood of every choice."""
         if generates:
             return Work(read=self.question, generated=self.answer)
         return Work(read=self.question + max(self.choices, self.answer))
 
 
 @lru_cache(maxsize=512)
-def _mean(task: Task, split: Literal["train", "test"], limit: int | None) -> _Lengths:
+def _mean_lengths(task: Task, split: Literal["train", "test"], limit: int | None) -> _Lengths:
     from merging.model import draw
 
     examples = draw(task, split, limit)
@@ -232,6 +237,6 @@ def _part(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _positive(document: Mapping[str, Any], file: Path, name: str) -> float:
     value = _part(document, "measures").get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    if value is None or not is_number(value) or value <= 0:
         raise UsageError(f"{file} has no {name}; run `loradex doctor` again, with the base that fits.")
     return float(value)

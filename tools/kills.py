@@ -279,7 +279,7 @@ def trial_of_workers(kills: int, seed: int, world: Path, scratch: Path) -> tuple
     draw, whole = random.Random(f"workers:{seed}"), scratch / "whole"
     whole.mkdir(parents=True)
     _whole(_crawl(world, whole))
-    right = _dumped(f"sqlite:///{whole / 'data' / 'catalog.db'}")
+    right = _rows_of(f"sqlite:///{whole / 'data' / 'catalog.db'}")
     server = get_server(scratch / "pgdata", cleanup_mode="stop")
     try:
         met, number, seconds = 0, 0, 0.0
@@ -290,7 +290,7 @@ def trial_of_workers(kills: int, seed: int, world: Path, scratch: Path) -> tuple
             began = time.monotonic()
             met += _kill_one(url, data, None if number == 0 else (draw.randrange(2), at))
             seconds = seconds or time.monotonic() - began
-            wrong += [f"after {at:.3f} s: {line}" for line in differences(right, _dumped(url))]
+            wrong += [f"after {at:.3f} s: {line}" for line in differences(right, _rows_of(url))]
             wrong += [f"{path} is left behind" for path in data.glob(".loradex-*")]
             number += 1
         return met, wrong
@@ -312,15 +312,15 @@ def _kill_one(url: str, data: Path, kill: tuple[int, float] | None) -> bool:
         running = os.WIFSIGNALED(os.waitpid(victim, 0)[1])
         if victim == worker:
             _end_leases(url)
-        _ended(worker if victim == crawl else crawl)
+        _wait_for_end(worker if victim == crawl else crawl)
     else:
-        _ended(worker)
-        _ended(crawl)
+        _wait_for_end(worker)
+        _wait_for_end(crawl)
     _whole(words)
     return kill is not None and running
 
 
-def _ended(child: int) -> None:
+def _wait_for_end(child: int) -> None:
     """Waits for a child; a worker that came too late found no crawl."""
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code not in (0, 1):
@@ -353,7 +353,7 @@ def _new_database(server: Any, name: str) -> str:
     return url
 
 
-def _dumped(url: str) -> object:
+def _rows_of(url: str) -> object:
     """The rows of a catalog, whatever its database, without ids and times."""
     with disposing(make_engine(url)) as engine:
         return dump(engine)

@@ -32,7 +32,7 @@ from catalog.index import PART_LENGTH
 
 Topic = Literal["texts", "fingerprints", "embeddings", "adapters", "scores", "crawls"]
 TOPICS: tuple[Topic, ...] = ("texts", "fingerprints", "embeddings", "adapters", "scores", "crawls")
-PREFIX = "loradex_changes"
+TRIGGER_PREFIX = "loradex_changes"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class _Trigger:
 
     @property
     def name(self) -> str:
-        return f"{PREFIX}_{self.topic}_{self.table}_{self.event.lower()}"
+        return f"{TRIGGER_PREFIX}_{self.topic}_{self.table}_{self.event.lower()}"
 
     @property
     def row(self) -> str:
@@ -90,16 +90,18 @@ _SCORE_COLUMNS = (
 )
 
 
-def _of_table(topic: Topic, table: str, columns: tuple[str, ...]) -> tuple[_Trigger, ...]:
+def _of_table(topic: Topic, table: str, columns: tuple[str, ...], part: str = "") -> tuple[_Trigger, ...]:
     """The triggers by which every change of these columns of a table changes a token."""
     return (
-        _Trigger(topic, table, "INSERT"),
-        _Trigger(topic, table, "UPDATE", columns),
-        _Trigger(topic, table, "DELETE"),
+        _Trigger(topic, table, "INSERT", part=part),
+        _Trigger(topic, table, "UPDATE", columns, part=part),
+        _Trigger(topic, table, "DELETE", part=part),
         _Trigger(topic, table, "TRUNCATE"),
     )
 
 
+_WEIGHTS_COLUMNS = ("base_model_id", "weights_digest", "scaling_pattern")
+_FINGERPRINT_COLUMNS = ("weights_digest", "scaling_pattern", "version", "delta", "output")
 _TRIGGERS = (
     _Trigger("texts", "adapter", "INSERT", adapters="adapter.id = {row}.id"),
     _Trigger("texts", "adapter", "UPDATE", _TEXT_COLUMNS, "adapter.id = {row}.id"),
@@ -108,31 +110,10 @@ _TRIGGERS = (
     _Trigger("texts", "repository", "UPDATE", ("name", "tags", "gone_at"), _OF_REPOSITORY),
     _Trigger("texts", "repository", "DELETE", (), _OF_REPOSITORY),
     _Trigger("texts", "base_model", "UPDATE", ("canonical",), "adapter.base_model_id = {row}.id"),
-    _Trigger("fingerprints", "adapter", "INSERT", part="weights_digest"),
-    _Trigger(
-        "fingerprints",
-        "adapter",
-        "UPDATE",
-        ("base_model_id", "weights_digest", "scaling_pattern"),
-        part="weights_digest",
-    ),
-    _Trigger("fingerprints", "adapter", "DELETE", part="weights_digest"),
-    _Trigger("fingerprints", "adapter", "TRUNCATE"),
-    _Trigger("fingerprints", "fingerprint", "INSERT", part="weights_digest"),
-    _Trigger(
-        "fingerprints",
-        "fingerprint",
-        "UPDATE",
-        ("weights_digest", "scaling_pattern", "version", "delta", "output"),
-        part="weights_digest",
-    ),
-    _Trigger("fingerprints", "fingerprint", "DELETE", part="weights_digest"),
-    _Trigger("fingerprints", "fingerprint", "TRUNCATE"),
+    *_of_table("fingerprints", "adapter", _WEIGHTS_COLUMNS, "weights_digest"),
+    *_of_table("fingerprints", "fingerprint", _FINGERPRINT_COLUMNS, "weights_digest"),
     _Trigger("fingerprints", "base_model", "UPDATE", ("canonical",)),
-    _Trigger("embeddings", "embedding", "INSERT", part="content"),
-    _Trigger("embeddings", "embedding", "UPDATE", ("content", "model", "chunk", "vector"), part="content"),
-    _Trigger("embeddings", "embedding", "DELETE", part="content"),
-    _Trigger("embeddings", "embedding", "TRUNCATE"),
+    *_of_table("embeddings", "embedding", ("content", "model", "chunk", "vector"), "content"),
     *_of_table("adapters", "adapter", _ADAPTER_COLUMNS),
     *_of_table("adapters", "adapter_reason", ("adapter_id", "reason", "position", "detail")),
     *_of_table("adapters", "repository", _REPOSITORY_COLUMNS),
@@ -206,14 +187,16 @@ def _present(connection: Connection) -> dict[str, str]:
     empty where the trigger is not always on.
     """
     if connection.dialect.name == "sqlite":
-        query = f"SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND name LIKE '{PREFIX}%'"  # noqa: S608
+        query = (
+            f"SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND name LIKE '{TRIGGER_PREFIX}%'"  # noqa: S608
+        )
     elif not inspect(connection).has_table("adapter"):
         return {}
     else:
         query = (
             "SELECT proname, CASE WHEN EXISTS (SELECT 1 FROM pg_trigger WHERE tgfoid = pg_proc.oid "  # noqa: S608
             "AND tgenabled = 'A') THEN prosrc ELSE '' END FROM pg_proc "
-            f"WHERE proname LIKE '{PREFIX}%%' AND pronamespace = current_schema()::regnamespace"
+            f"WHERE proname LIKE '{TRIGGER_PREFIX}%%' AND pronamespace = current_schema()::regnamespace"
         )
     return {name: _body(sql) for name, sql in connection.exec_driver_sql(query)}
 

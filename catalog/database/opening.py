@@ -85,7 +85,7 @@ def check_views(engine: Engine) -> None:
     Raises CatalogError where something of another has the name of a view.
     """
     with engine.connect() as connection:
-        _refuse_others(connection)
+        _refuse_foreign_names(connection)
         if missing := views.missing_views(connection):
             raise SchemaVersionError(
                 f"the catalog {place(engine.url)} lacks the view {missing[0]}: run `upgrade()`"
@@ -110,8 +110,8 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
         redo_views = not is_newest or bool(views.missing_views(connection))
         redo_triggers = not is_newest or bool(changes.missing_triggers(connection))
         if redo_views:
-            _refuse_others(connection)
-        with views.others_aside(connection):
+            _refuse_foreign_names(connection)
+        with views.without_foreign_objects(connection):
             grants = views.drop_views(connection) if redo_views else []
             if redo_triggers:
                 changes.drop_triggers(connection)
@@ -127,7 +127,7 @@ def downgrade(engine: Engine, revision: str) -> None:
     """Takes the schema back to a revision in one transaction; `base` drops every table with its rows."""
     from alembic import command
 
-    with _migrating(engine) as connection, views.others_aside(connection):
+    with _migrating(engine) as connection, views.without_foreign_objects(connection):
         views.drop_views(connection)
         changes.drop_triggers(connection)
         command.downgrade(config(connection), revision)
@@ -312,18 +312,23 @@ def _checked_at_commit(engine: Engine, connection: Connection) -> Iterator[None]
 
 
 def _forget_holder(engine: Engine) -> str | None:
-    """Removes the marks that dead processes left at their crawls; what the last of them was doing."""
-    held = select(Crawl).where(Crawl.holder.is_not(None)).order_by(Crawl.held_since.desc())
+    """Removes the marks that dead processes left at their crawls; returns what the last of them was doing."""
     with Session(engine) as session:
-        if _revision(session.connection()) != head():
-            return None
-        crawl = session.scalar(held.limit(1))
+        crawl = _held_crawl(session)
         if crawl is None:
             return None
-        text = f"the crawl by {_holding(session, crawl)}, did not end: its process died"
+        text = f"the crawl by {_describe_crawl(session, crawl)}, did not end: its process died"
     with Session(for_writing(engine)) as session, session.begin():
         session.execute(update(Crawl).where(Crawl.holder.is_not(None)).values(holder=None, phase=None))
     return text
+
+
+def _held_crawl(session: Session) -> Crawl | None:
+    """The newest crawl that names a process as its holder; None in a catalog of another schema."""
+    if _revision(session.connection()) != head():
+        return None
+    held = select(Crawl).where(Crawl.holder.is_not(None)).order_by(Crawl.held_since.desc())
+    return session.scalar(held.limit(1))
 
 
 def is_crawled(session: Session) -> bool:
@@ -343,7 +348,10 @@ def is_crawled(session: Session) -> bool:
 
 @contextlib.contextmanager
 def same_schema(engine: Engine) -> Iterator[None]:
-    """Inside the block no other process changes the schema in PostgreSQL."""
+    """Inside the block no other process changes the schema in PostgreSQL.
+
+    Raises the errors of `check`, and CatalogError at a commit after the connection with the lock was lost.
+    """
     with _lock_connection(engine) as connection:
         connection.execute(select(func.pg_advisory_lock_shared(lock_key(connection, "migration"))))
         check(engine)
@@ -355,21 +363,18 @@ def _busy(engine: Engine) -> CatalogBusyError:
     """The error for a catalog whose lock another process holds, with what it does where that is a crawl."""
     where = place(engine.url)
     with Session(engine) as session:
-        same = _revision(session.connection()) == head()
-        holders = select(Crawl).where(Crawl.holder.is_not(None)).order_by(Crawl.held_since.desc())
-        crawl = session.scalar(holders.limit(1)) if same else None
+        crawl = _held_crawl(session)
         if crawl is None:
             return CatalogBusyError(
                 f"another process is writing to the catalog {where}: wait until it has ended"
             )
         shared = engine.dialect.name != "sqlite" and crawl.asked.get("weights") == "stream"
         join = ", or run `loradex crawl worker` to take part in it" if shared else ""
-        return CatalogBusyError(
-            f"the catalog {where} is crawled by {_holding(session, crawl)}: wait until it has ended{join}"
-        )
+        work = _describe_crawl(session, crawl)
+        return CatalogBusyError(f"the catalog {where} is crawled by {work}: wait until it has ended{join}")
 
 
-def _holding(session: Session, crawl: Crawl) -> str:
+def _describe_crawl(session: Session, crawl: Crawl) -> str:
     """Who carries out a crawl, since when, and how far it is."""
     items = select(func.count()).where(CrawlItem.crawl_id == crawl.id)
     total = session.scalar(items) or 0
@@ -440,9 +445,9 @@ def _refuse_foreign(connection: Connection) -> None:
         )
 
 
-def _refuse_others(connection: Connection) -> None:
+def _refuse_foreign_names(connection: Connection) -> None:
     """Raises CatalogError if something that this program did not make has the name of one of its views."""
-    if names := views.others_names(connection):
+    if names := views.foreign_names(connection):
         raise CatalogError(
             f"the catalog {place(connection.engine.url)} contains {names[0]}, which loradex did not make: "
             "rename it, since a view of loradex has that name, and run `upgrade()`"

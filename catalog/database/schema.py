@@ -28,10 +28,9 @@ OUTCOMES = (
 # What an adapter's front matter has in place of the card that a snapshot left out: the card's digest; None
 # where the snapshot did not know it, and True in catalogs of earlier versions.
 NOT_IN_SNAPSHOT = "_not_in_snapshot"
-MARGINS = "margins IS NULL OR (outcomes IS NOT NULL AND length(margins) - n = n)"
-
-
+# A digest: git's of 40 digits, or a sha256.
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+MARGINS = "margins IS NULL OR (outcomes IS NOT NULL AND length(margins) - n = n)"
 
 
 class CrawlState(enum.StrEnum):

@@ -399,16 +399,20 @@ def _base_model_ids(session: Session, names: Collection[str]) -> dict[str, int]:
     statement = select(BaseModelRow.canonical, BaseModelRow.id).where(BaseModelRow.canonical.in_(names))
     ids = dict(session.execute(statement).all()) if names else {}
     if missing := sorted({*names} - ids.keys()):
-        insert_new(session, BaseModelRow, [{"canonical": n, "license": license_of_base(n)} for n in missing])
+        insert_new(
+            session, BaseModelRow, [{"canonical": name, "license": license_of_base(name)} for name in missing]
+        )
         ids = dict(session.execute(statement).all())
     return ids
 
 
-def insert_new(session: Session, row: type[TableBase], values: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows; one whose key is taken stays as it is, also where another session writes it at once."""
-    insert_row = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    if values:
-        session.execute(insert_row(row).on_conflict_do_nothing(), values)
+def insert_new(session: Session, table: type[TableBase], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows of a table; one whose key is taken stays as it is, also where another session writes it at
+    once.
+    """
+    insert_into = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    if rows:
+        session.execute(insert_into(table).on_conflict_do_nothing(), rows)
 
 
 def save_documents(session: Session, records: Collection[DocumentRecord]) -> None:
@@ -416,7 +420,7 @@ def save_documents(session: Session, records: Collection[DocumentRecord]) -> Non
     contents = {record.digest: record.content for record in records}
     stored_digests = set(session.scalars(select(DocumentRow.digest).where(DocumentRow.digest.in_(contents))))
     missing = sorted(contents.keys() - stored_digests)
-    insert_new(session, DocumentRow, [{"digest": n, "content": contents[n]} for n in missing])
+    insert_new(session, DocumentRow, [{"digest": digest, "content": contents[digest]} for digest in missing])
 
 
 def _save_weights(session: Session, records: Collection[WeightsRecord]) -> None:

@@ -183,13 +183,13 @@ def missing_views(connection: Connection) -> list[str]:
     return missing
 
 
-def others_names(connection: Connection) -> list[str]:
+def foreign_names(connection: Connection) -> list[str]:
     """The names of views that belong to something which this program did not make."""
     return sorted(_present(connection).keys() - _own(connection).keys())
 
 
 @contextlib.contextmanager
-def others_aside(connection: Connection) -> Iterator[None]:
+def without_foreign_objects(connection: Connection) -> Iterator[None]:
     """Inside the block SQLite has no views and triggers of others; then they are made again as they were.
 
     SQLite changes no table while any view does not fit, and a table that is rebuilt loses its triggers.
@@ -202,7 +202,7 @@ def others_aside(connection: Connection) -> Iterator[None]:
     own = _own(connection)
     query = (
         "SELECT type, name, sql FROM sqlite_master WHERE type IN ('view', 'trigger') "  # noqa: S608
-        f"AND name NOT LIKE '{changes.PREFIX}%' ORDER BY type = 'trigger', rowid"
+        f"AND name NOT LIKE '{changes.TRIGGER_PREFIX}%' ORDER BY type = 'trigger', rowid"
     )
     others = [row for row in connection.exec_driver_sql(query).all() if row.name not in own]
     readable = {row.name for row in others if row.type == "view" and not _fault(connection, row.name)}

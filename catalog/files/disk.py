@@ -125,7 +125,10 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def output_file(path: Path) -> Iterator[Path]:
-    """The same for a file that a user asked for, in a folder that is made; raises StorageError instead."""
+    """A path for the new bytes of a file that a user asked for, as `replace_file` gives it.
+
+    Makes its folder if that is missing. Raises StorageError if writing fails.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(path) as new:

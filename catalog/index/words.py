@@ -262,7 +262,7 @@ class WordIndex:
         return {term: count for term, count in counts.items() if count}
 
     def _telling(self, counts: Mapping[str, int]) -> list[str]:
-        """Terms that so many adapters have, the rarest first, as far as the number to be scored allows."""
+        """The terms of `counts`, the rarest first, as far as the number of adapters to be scored allows."""
         left = max(LEAST_SCORED, self.size // _PART_SCORED)
         telling_terms: list[str] = []
         for term in sorted(counts, key=lambda term: counts[term]):

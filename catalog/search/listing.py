@@ -146,12 +146,13 @@ def note_columns(session: Session, ids: Sequence[int], *, notes: bool = True) ->
     """What the user wrote about the adapters of these rows, as lists in their order by `OWN_COLUMNS`; without
     `notes` nothing.
     """
-    written = {(row.hub_id, row.subfolder): row for row in annotation_store.all_notes(session)}
+    stored = annotation_store.all_notes(session) if notes else ()
+    written = {(row.hub_id, row.subfolder): row for row in stored}
     by_id: dict[int, AdapterNotes] = {}
-    if notes and written:
+    if written:
         places = select(Adapter.id, Repository.hub_id, Adapter.subfolder).join(Adapter.repository)
-        for id_, *place in session.execute(places.where(Adapter.current)):
-            if row := written.get((place[0], place[1])):
+        for id_, hub_id, subfolder in session.execute(places.where(Adapter.current)):
+            if row := written.get((hub_id, subfolder)):
                 by_id[id_] = row
     rows = [by_id.get(id_) for id_ in ids]
     return {

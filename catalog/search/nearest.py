@@ -168,7 +168,10 @@ class NeighbourSearch:
     def neighbours(
         self, subject: Subject, *, by: Kind = "output", count: int = 10, exact: bool = False
     ) -> list[Neighbour]:
-        """Those of one subject, see the function of that name."""
+        """The neighbours of one subject, as the function `neighbours` gives them.
+
+        Raises NotFoundError if there is no adapter to compare with.
+        """
         candidate_count = min(max(4 * count, 50), MOST_EXACT) if exact else count
         hits, by_key = self._nearest_candidates(subject, by, candidate_count)
         if not hits and not self._candidate_keys(subject):

@@ -240,11 +240,9 @@ def _join(texts: Texts, heads: _Heads, depth: int, joined: int, weights: SearchW
         ranks |= {key: all_ranks[key] for key in later if key in all_ranks}
         near |= {key: all_near[key] for key in later if key in all_near}
     # For equal sums, a matching word counts more than a near vector.
-    names = texts.words.names({**scores, **later})
-    best = [
-        *sorted(scores, key=lambda key: (-scores[key], key not in ranks, names[key], key)),
-        *sorted(later, key=lambda key: (-later[key], key not in ranks, names[key], key)),
-    ]
+    every = {**scores, **later}
+    names = texts.words.names(every)
+    best = sorted(every, key=lambda key: (key in later, -every[key], key not in ranks, names[key], key))
     return _Ranking(best, scores, ranks, near)
 
 

@@ -25,7 +25,7 @@ from catalog.search.rows import read_page_notes
 
 _PAGE = 2000
 # The largest numbers that a column holds.
-_LARGEST = {"number": sys.float_info.max, "whole": 2**63 - 1}
+LARGEST = {"number": sys.float_info.max, "whole": 2**63 - 1}
 # What a card says of its training, in columns of their own.
 TRAINING = {
     "learning_rate": "number",
@@ -140,7 +140,7 @@ def _cell(value: Any, kind: str) -> Any:
     if kind == "list":
         return list(texts_in(value))
     if kind in ("number", "whole") and (
-        isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > _LARGEST[kind]
+        isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > LARGEST[kind]
     ):
         return None
     if kind == "number":

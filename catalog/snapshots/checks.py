@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +17,6 @@ from catalog.snapshots.layout import VECTORS
 
 # The largest header of a weights file, its length included.
 _MOST_HEADER = 25_000_008
-_LARGEST_WHOLE = 2**63 - 1
 
 
 def check_row(name: str, row: Mapping[str, Any]) -> None:
@@ -62,8 +60,11 @@ def _check_training(row: Mapping[str, Any]) -> None:
         value = facts.get(name)
         if value is None or kind not in ("whole", "number"):
             continue
-        largest = sys.float_info.max if kind == "number" else _LARGEST_WHOLE
-        if type(value) not in (int, float) or abs(value) > largest or (kind == "whole" and value % 1):
+        if (
+            type(value) not in (int, float)
+            or abs(value) > table.LARGEST[kind]
+            or (kind == "whole" and value % 1)
+        ):
             raise CatalogError(f"its {name} is not a {kind} number that 64 bits hold")
 
 

@@ -53,11 +53,11 @@ from catalog.snapshots.layout import (
     TAGS,
     TRAINING,
     WEIGHTS,
+    AdapterKey,
     SnapshotTable,
+    adapter_key,
 )
 from catalog.snapshots.verification import Manifest
-
-AdapterKey = tuple[str, str, str]
 
 
 @dataclass
@@ -104,7 +104,7 @@ class _Details:
     def take(self, key: AdapterKey) -> list[dict[str, Any]]:
         """The rows of the next adapter, which has this key."""
         rows = []
-        while self._next is not None and _key(self._next) == key:
+        while self._next is not None and adapter_key(self._next) == key:
             rows.append(self._next)
             self._next = next(self._rows, None)
         return rows
@@ -271,7 +271,7 @@ class _Import:
                 (row.repository_id, row.commit, row.subfolder): row for row in self._session.scalars(query)
             }
             for row in batch:
-                parts = {name: rows.take(_key(row)) for name, rows in details.items()}
+                parts = {name: rows.take(adapter_key(row)) for name, rows in details.items()}
                 self._add_adapter(row, parts, stored)
             self._session.flush()
             for adapter, key in self._written:
@@ -287,7 +287,7 @@ class _Import:
         parts: Mapping[str, list[dict[str, Any]]],
         stored: Mapping[tuple[int, str, str], Adapter],
     ) -> None:
-        key = _key(row)
+        key = adapter_key(row)
         owner = self._repositories.get(row["hub_id"])
         if owner is None:
             raise CatalogError("the snapshot has an adapter of a repository that it does not contain")
@@ -382,7 +382,3 @@ class _Import:
                 items.append({**item, "outcome": ItemOutcome.UNCHANGED})
             if items:
                 self._session.execute(insert(CrawlItem), items)
-
-
-def _key(row: Mapping[str, Any]) -> AdapterKey:
-    return row["hub_id"], row["commit"], row["subfolder"]

@@ -47,6 +47,7 @@ MANIFEST = "manifest.json"
 # snapshot without the card has them.
 CARD_FACTS = ("base_model", "datasets", "language", "licence", "license", "license_name")
 ADAPTER_KEY = ("hub_id", "commit", "subfolder")
+AdapterKey = tuple[str, str, str]
 _OF_CARDS = ("card_digest", "card_text", "card_front")
 VECTORS = ("spectrum", "delta", "output", "vector")
 # The bytes of one value.
@@ -203,3 +204,8 @@ TABLES = {
         *(FINGERPRINTS, EMBEDDINGS, SCORES, ITEMS, BASES, SPELLINGS, LISTED, NOTES, TAGS),
     )
 }
+
+
+def adapter_key(row: Mapping[str, Any]) -> AdapterKey:
+    """The id of the repository, the commit and the folder of a row."""
+    return row["hub_id"], row["commit"], row["subfolder"]

@@ -9,8 +9,19 @@ from typing import Any
 
 from catalog.adapters import FingerprintRecord
 from catalog.fingerprints import FINGERPRINT_VERSION
-from catalog.snapshots.layout import ADAPTERS, DOCUMENTS, FILES, FINGERPRINTS, WEIGHTS, SnapshotTable
+from catalog.snapshots.layout import (
+    ADAPTERS,
+    DOCUMENTS,
+    FILES,
+    FINGERPRINTS,
+    WEIGHTS,
+    AdapterKey,
+    SnapshotTable,
+    adapter_key,
+)
 from catalog.snapshots.verification import Manifest
+
+_FINGERPRINT = ("scaling_pattern", "version", "spectrum", "delta", "output")
 
 
 @dataclass(frozen=True)
@@ -38,10 +49,10 @@ def sample_adapters(manifest: Manifest, count: int, seed: int) -> list[SampledAd
     drawn = random.Random(seed).sample(range(total), min(count, total))  # noqa: S311 - a draw, not a secret
     places = set(drawn)
     adapters = [row for place, row in enumerate(_rows(manifest, ADAPTERS)) if place in places]
-    names = {(row["hub_id"], row["commit"], row["subfolder"]) for row in adapters}
-    files: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    names = set(map(adapter_key, adapters))
+    files: dict[AdapterKey, list[Mapping[str, Any]]] = {}
     for row in _rows(manifest, FILES):
-        if (key := (row["hub_id"], row["commit"], row["subfolder"])) in names:
+        if (key := adapter_key(row)) in names:
             files.setdefault(key, []).append(row["file"])
     digests = {row["weights_digest"] for row in adapters}
     weights = _found(manifest, WEIGHTS, lambda row: row["digest"], digests)
@@ -59,19 +70,18 @@ def sample_adapters(manifest: Manifest, count: int, seed: int) -> list[SampledAd
     for row in adapters:
         file = weights.get(row["weights_digest"], {})
         vectors = measured.get((row["weights_digest"], row["scaling_pattern"]))
-        names_of = ("scaling_pattern", "version", "spectrum", "delta", "output")
         sampled.append(
             SampledAdapter(
-                row["repository"],
-                row["commit"],
-                row["subfolder"],
-                files.get((row["hub_id"], row["commit"], row["subfolder"]), []),
-                row["weights_name"],
-                row["weights_digest"],
-                file.get("git_oid"),
-                file.get("tensor_digest"),
-                configs.get(row["config_digest"], {}).get("content"),
-                FingerprintRecord(*(vectors[name] for name in names_of)) if vectors else None,
+                repository=row["repository"],
+                commit=row["commit"],
+                subfolder=row["subfolder"],
+                files=files.get(adapter_key(row), []),
+                weights_name=row["weights_name"],
+                weights_digest=row["weights_digest"],
+                git_oid=file.get("git_oid"),
+                tensor_digest=file.get("tensor_digest"),
+                config=configs.get(row["config_digest"], {}).get("content"),
+                fingerprint=FingerprintRecord(*(vectors[name] for name in _FINGERPRINT)) if vectors else None,
             )
         )
     return sampled

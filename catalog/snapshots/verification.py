@@ -183,7 +183,7 @@ def verify_snapshot(folder: Path) -> Manifest:
         error=CatalogError,
     )
     document, _ = read_manifest(content, str(folder))
-    with _misstated(str(folder)):
+    with _translate_misstatements(str(folder)):
         tables = document["tables"]
         files = {name: _check_table(folder, TABLES[name], tables[name]) for name in tables}
         return Manifest(folder, files, tuple(map(_read_scope, document["crawls"])), document)
@@ -214,7 +214,7 @@ def read_manifest(content: bytes, place: str) -> tuple[Mapping[str, Any], tuple[
         raise CatalogError(f"the manifest.json of {place} is not a manifest: {error}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise CatalogError(f"{place} is not a snapshot of format {FORMAT}; export it by this loradex.")
-    with _misstated(place):
+    with _translate_misstatements(place):
         schema = document["versions"]["schema"]
         if schema != head():
             raise CatalogError(
@@ -232,7 +232,8 @@ def read_manifest(content: bytes, place: str) -> tuple[Mapping[str, Any], tuple[
 
 
 @contextmanager
-def _misstated(place: str) -> Iterator[None]:
+def _translate_misstatements(place: str) -> Iterator[None]:
+    """Inside the block an entry that is missing or of another type becomes a CatalogError."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -279,7 +279,7 @@ def check_shared(engine: Engine) -> None:
 
 
 def shared_crawl(session: Session, hub: HubSettings) -> int:
-    """The crawl at work, whose weights this Hub has and workers read.
+    """The id of the crawl at work, which is of this Hub and whose weights workers read.
 
     Raises UsageError for a crawl that is not shared, NotFoundError if there is no crawl.
     """

@@ -43,7 +43,7 @@ from crawler.crawl.known import Known
 from crawler.crawl.screening import reasons_to_refuse
 from crawler.crawl.sharing import SharedWeights, WeightsTask, reading_weights
 from crawler.hub import BadRow, Folder, Hub, ListedRepository, RemoteFile, adapter_folders, parse_row
-from crawler.reading import MAX_CARD, Card, card_of_facts, parse_card, reading
+from crawler.reading import MAX_CARD, Card, card_from_facts, parse_card, reading
 
 log = logging.getLogger(__name__)
 
@@ -311,7 +311,7 @@ def _with_card(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
         return replace(draft, card=Card(problems=problems))
     digest = file.oid or file.sha256 or ""
     if tools.known.document(digest) is None and (facts := tools.known.card_facts(listed.hub_id, digest)):
-        return replace(draft, card=card_of_facts(facts))
+        return replace(draft, card=card_from_facts(facts))
     document = _document(listed, file, tools)
     return replace(draft, card=parse_card(document.content), card_document=document)
 

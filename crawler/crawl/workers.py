@@ -72,7 +72,7 @@ def work_for_crawl(worker: WorkerSettings) -> WorkReport:
 
 
 def work_by_ray(worker: WorkerSettings, count: int, address: str | None) -> WorkReport:
-    """So many workers on the cluster at `address`, or on this machine; returns when the crawl is over.
+    """Starts `count` workers on the cluster at `address`, or on this machine; returns when the crawl is over.
 
     A worker takes a core for each of its processes. Raises as `work_for_crawl` and `connect_ray`, and if no
     worker could work.

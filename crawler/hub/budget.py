@@ -134,7 +134,7 @@ class Lane:
         return Draw(count, now, self.until, max(0.0, wait))
 
     def give_back(self, draw: Draw, count: int) -> None:
-        """Takes back so many requests of a draw that were not sent.
+        """Takes back `count` requests of a draw that were not sent.
 
         What others drew stays, and so does what the server allows in a later window.
         """
@@ -238,14 +238,14 @@ class Ledger(Protocol):
     """The requests of one account, of which all its processes draw."""
 
     def draw(self, kind: Kind, most: int, limit: RateLimit | None) -> Draw:
-        """The requests that may be sent now, at most so many.
+        """The requests that may be sent now, at most `most`.
 
         `limit` is what the server said last, as far as no earlier draw told.
         """
         ...
 
     def give_back(self, kind: Kind, draw: Draw, count: int) -> None:
-        """Returns so many requests of a draw that were not sent."""
+        """Returns `count` requests of a draw that were not sent."""
         ...
 
 

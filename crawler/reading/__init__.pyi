@@ -1,5 +1,5 @@
 from . import frontmatter
-from .cards import MAX_CARD, Card, card_of_facts, parse_card
+from .cards import MAX_CARD, Card, card_from_facts, parse_card
 from .guard import reading
 
-__all__ = ["MAX_CARD", "Card", "card_of_facts", "frontmatter", "parse_card", "reading"]
+__all__ = ["MAX_CARD", "Card", "card_from_facts", "frontmatter", "parse_card", "reading"]

@@ -76,14 +76,14 @@ def parse_card(data: bytes) -> Card:
         return Card(problems=(f"unreadable_{error.fault}",))
 
 
-def card_of_facts(facts: CardFacts) -> Card:
+def card_from_facts(facts: CardFacts) -> Card:
     """A card without its text, of which an adapter's other facts follow as from the card itself."""
     return Card(
         front=facts.front,
         problems=facts.problems,
         **_fields(facts.front),
         quality=next((one for one in CardQuality if one == facts.quality), CardQuality.ABSENT),
-        training=TrainingFacts.of_json(facts.training),
+        training=TrainingFacts.from_json(facts.training),
     )
 
 

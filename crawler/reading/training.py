@@ -125,7 +125,7 @@ class TrainingFacts:
         return any(value is not None for value in (self.learning_rate, self.epochs, self.steps))
 
     @classmethod
-    def of_json(cls, facts: Mapping[str, Any]) -> TrainingFacts:
+    def from_json(cls, facts: Mapping[str, Any]) -> TrainingFacts:
         """The facts that `as_json` gave; what it does not give is left out."""
         known = {row.name for row in fields(cls)}
         return cls(**{name: value for name, value in facts.items() if name in known})

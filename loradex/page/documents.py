@@ -80,8 +80,9 @@ _ENGINE_KEYS = ("runs", "runs_unknown")
 _NUMBERED = re.compile(r"([a-z]+)/(0|[1-9][0-9]{0,8})(?:-(output|delta))?\.(?:json|bin)")
 _NAMED = re.compile(r"pool/([A-Za-z0-9][A-Za-z0-9._-]{0,99})\.json")
 # Fields of what the user wrote.
-_OWN_FIELDS = ("mytag", "note", "hidden")
-MERGE = "merge:"
+_OWN_FIELDS = tuple(name for name, field in FIELDS.items() if field.key in listing.OWN_COLUMNS)
+# How the subject of a score begins that is a merge.
+_MERGE = "merge:"
 # The only values of fields that have none of their own in `catalog.query`.
 _CHOICES = {"reason": [reason.value for reason in Reason]}
 
@@ -152,7 +153,7 @@ class Documents:
                 engines=self._engines,
             )
 
-    def _keep(self, name: str, make: Callable[[], bytes]) -> bytes:
+    def _read_or_make(self, name: str, make: Callable[[], bytes]) -> bytes:
         """A document that is made of the columns, or as it was kept."""
         return make() if self._kept is None else self._kept.read(name, make)
 
@@ -160,7 +161,7 @@ class Documents:
     def _rows(self) -> dict[str, Any]:
         """Of the list its rows `id`, their names `adapter`, base models and how many of each are measured."""
         with self._lock:
-            rows: dict[str, Any] = json.loads(self._keep("rows.json", self._rows_document))
+            rows: dict[str, Any] = json.loads(self._read_or_make("rows.json", self._rows_document))
             return rows
 
     def _rows_document(self) -> bytes:
@@ -170,7 +171,7 @@ class Documents:
             if base is not None:
                 counts[base] = counts.get(base, 0) + (norm is not None)
         rows = {"id": columns["id"], "adapter": columns["adapter"], "bases": list(counts)}
-        return json.dumps(rows | {"measured": list(counts.values())}).encode()
+        return encode_json({**rows, "measured": list(counts.values())})
 
     @property
     def ids(self) -> list[int]:
@@ -205,7 +206,7 @@ class Documents:
 
     def _is_shown(self, subject: str) -> bool:
         """Whether the subject of a score is in the list, or no adapter: a merge, the base model."""
-        is_adapter = subject != BASE and not subject.startswith(MERGE)
+        is_adapter = subject != BASE and not subject.startswith(_MERGE)
         return self._chosen is None or not is_adapter or self._chosen.has(subject)
 
     @cached_property
@@ -235,7 +236,7 @@ class Documents:
             left_out = listing.left_out_counts(session) if self.choice.public else {}
         listed = listing.listed_fields()
         is_whole = not self.choice.public and not self.choice.where
-        totals = json.loads(self._keep("totals.json", self._totals_document)) if is_whole else {}
+        totals = json.loads(self._read_or_make("totals.json", self._totals_document)) if is_whole else {}
         where = self.choice.where
         return {
             "format": FORMAT,
@@ -264,8 +265,8 @@ class Documents:
     def document(self, name: str) -> bytes:
         """The bytes of a document by its name below the stamp; raises NotFoundError for another name."""
         makers: dict[str, Callable[[], bytes]] = {
-            "list.json": lambda: self._keep("list.json", self._list),
-            "more.json": lambda: self._keep("more.json", self._more),
+            "list.json": lambda: self._read_or_make("list.json", self._list),
+            "more.json": lambda: self._read_or_make("more.json", self._more),
             "own.json": lambda: _columns_document(self._notes, listing.OWN_COLUMNS),
             "groups.json": self._groups,
             "pools.json": self._pools,

@@ -109,7 +109,7 @@ def test_a_study_is_priced_without_its_base_model(run: Program, tmp_path: Path) 
     args = ["study", "run", str(path), "-o", str(tmp_path / "out"), "--doctor", str(doctor)]
     ran = run(*args, "--dry-run")
     assert ran.exit_code == 0, ran.output
-    assert "of A card with org/model, by doctor: adapt 0.0" in ran.stdout
+    assert "on A card with org/model, by its doctor report: adapt " in ran.stdout
     assert "not priced: " in ran.stdout
     document = json.loads(run(*args, "--dry-run", "--json").stdout)
     assert document["price"]["machine"] == "A card"

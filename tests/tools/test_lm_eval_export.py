@@ -14,22 +14,11 @@ import pytest
 from catalog.pools.recipes import recipes
 from merging.live import calm
 from tests.merging.test_evaluate import tiny_adapter
+from tests.merging.test_harness import CHOICES
 from tests.merging.tiny import save_base, tiny_base
 from tests.unit.test_pools import member, pool
 
 pytest.importorskip("lm_eval", reason="the extra harness is not installed")
-
-TASK = """\
-task: mine
-dataset_path: json
-dataset_kwargs: {data_files: {test: FILE}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "Is {{input}} right?"
-doc_to_choice: ["yes", "no"]
-doc_to_target: "{{0 if target == 'yes' else 1}}"
-metric_list: [{metric: acc}]
-"""
 
 
 def test_the_printed_command_evaluates_the_adapter(tmp_path: Path) -> None:
@@ -41,7 +30,7 @@ def test_the_printed_command_evaluates_the_adapter(tmp_path: Path) -> None:
     rows = [{"input": f"item {n}", "target": "yes" if n % 3 else "no"} for n in range(6)]
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "rows.jsonl").write_text("".join(json.dumps(item) + "\n" for item in rows))
-    task = TASK.replace("FILE", str(tmp_path / "tasks" / "rows.jsonl"))
+    task = CHOICES.replace("NAME", "mine").replace("FILE", str(tmp_path / "tasks" / "rows.jsonl"))
     (tmp_path / "tasks" / "mine.yaml").write_text(task)
     readme = recipes(pool(row), "lm-eval", tmp_path)["README.md"]
     command = readme.split("```\n")[1].replace("\\\n", " ").replace("hellaswag", "mine")

@@ -39,14 +39,10 @@ COLUMNS = ("vectors", "build s", "load s", "MiB", "p50 ms", "a tenth, ms")
 Result = TypeVar("Result")
 
 
-class Generated:
-    """A source of vectors in clusters, the same for the same count."""
+class NumberedVectors:
+    """A source of vectors with numbers for keys, which never changes."""
 
     def __init__(self, count: int) -> None:
-        generator = np.random.default_rng(0)
-        centres = generator.standard_normal((count // CLUSTER, SIZE), dtype=np.float32)
-        self.values = np.repeat(centres, CLUSTER, axis=0)
-        self.values += generator.standard_normal((count, SIZE), dtype=np.float32)
         self.names = [f"{number:07d}" for number in range(count)]
 
     def token(self) -> str:
@@ -60,6 +56,17 @@ class Generated:
     def keys(self, parts: Collection[str] | None = None) -> Sequence[str]:
         """The numbers of the vectors, as texts."""
         return self.names
+
+
+class Generated(NumberedVectors):
+    """A source of vectors in clusters, the same for the same count."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        generator = np.random.default_rng(0)
+        centres = generator.standard_normal((count // CLUSTER, SIZE), dtype=np.float32)
+        self.values = np.repeat(centres, CLUSTER, axis=0)
+        self.values += generator.standard_normal((count, SIZE), dtype=np.float32)
 
     def vectors(self, keys: Sequence[str]) -> Iterator[NDArray[np.float32]]:
         """All of them, in blocks of 500."""
@@ -67,26 +74,14 @@ class Generated:
             yield self.values[start : start + 500]
 
 
-class Families:
+class Families(NumberedVectors):
     """A source of `count` vectors as sketches are: families around a few directions, of one to many members
     that are two seeds or checkpoints of a run. Each block of 1,000 is made when it is asked for.
     """
 
     def __init__(self, count: int) -> None:
-        self.names = [f"{number:07d}" for number in range(count)]
+        super().__init__(count)
         self._directions = _unit(np.random.default_rng(0).standard_normal((DIRECTIONS, SIZE)))
-
-    def token(self) -> str:
-        """The number of vectors."""
-        return str(len(self.names))
-
-    def versions(self) -> Mapping[str, int]:
-        """One part for all vectors."""
-        return {"": len(self.names)}
-
-    def keys(self, parts: Collection[str] | None = None) -> Sequence[str]:
-        """The numbers of the vectors, as texts."""
-        return self.names
 
     def vectors(self, keys: Sequence[str]) -> Iterator[NDArray[np.float32]]:
         """All of them, in blocks of 1,000."""

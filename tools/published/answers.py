@@ -82,7 +82,7 @@ def format_row(row: Row) -> str:
 
 
 # By the word of `studies.report.judging`, between the two that a claim compares.
-_WAYS = {
+_VERBS = {
     BETTER: "is above",
     WORSE: "is below",
     LITTLE_BETTER: "is above, by less than the margin,",
@@ -111,7 +111,7 @@ def _sentences(judged: Sequence[JudgedClaim]) -> list[str]:
         subject = f"{claim.subject[0].upper()}{claim.subject[1:]}"
         ps = f"p {p_value(difference.p)}, by Holm {p_value(judgement.holm_p)}"
         sentences.append(
-            f"{subject} {_WAYS[judgement.word]} {claim.other}{resting(judgement.rests_on)}: "
+            f"{subject} {_VERBS[judgement.word]} {claim.other}{resting(judgement.rests_on)}: "
             f"{format_gap(difference)} over {count_noun(difference.tasks, 'task')}, {ps}."
         )
     return sentences
@@ -165,7 +165,7 @@ def claims(book: Book) -> Text | None:
         for head, sentences, tail in (
             (
                 "1. Recycling gives little over a new LoRA: answered for merges without training alone.",
-                [*little, *_new_alone(book)],
+                [*little, *_new_lora_sentences(book)],
                 _REST[0],
             ),
             (
@@ -176,7 +176,7 @@ def claims(book: Book) -> Text | None:
             ("3. Random parameters do as well: not answered.", [], _REST[2]),
             (
                 "4. Relevant adapters transfer: answered in part.",
-                [*transfer, *_going_together(book)],
+                [*transfer, *_correlation_sentences(book)],
                 _REST[3],
             ),
         )
@@ -208,7 +208,7 @@ _REST = (
 )
 
 
-def _new_alone(book: Book) -> list[str]:
+def _new_lora_sentences(book: Book) -> list[str]:
     row = book.get("merged", f"simple average{OWN}", "score")
     if row is None:
         return []
@@ -218,7 +218,7 @@ def _new_alone(book: Book) -> list[str]:
     ]
 
 
-def _going_together(book: Book) -> list[str]:
+def _correlation_sentences(book: Book) -> list[str]:
     row = book.get("relevance", "simple average", "rank correlation, base held")
     if row is None or row["low"] is None:
         return []
