@@ -7,8 +7,11 @@ connection, a locked file) become a `CatalogError` with one sentence.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
+import threading
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,7 @@ _READ_ONLY = "attempt to write a readonly database"
 # PostgreSQL's SQLSTATEs of the same kind that are not an OperationalError: privilege missing, read-only
 # server.
 _REFUSED = {"42501", "25006"}
+_CHECKS = "loradex_commit_checks"
 
 
 def make_engine(url: str) -> Engine:
@@ -60,9 +64,42 @@ def make_engine(url: str) -> Engine:
         if "connect_timeout" not in parsed.query:
             parsed = parsed.update_query_dict({"connect_timeout": str(CONNECT_SECONDS)})
         require_extra("postgres", "A catalog in PostgreSQL", CatalogError)
-        engine = create_engine(parsed, json_serializer=dumps, pool_pre_ping=True)
+        checks = _CommitChecks()
+        engine = create_engine(
+            parsed, json_serializer=dumps, pool_pre_ping=True, execution_options={_CHECKS: checks}
+        )
+        event.listen(engine, "commit", checks.run)
     event.listen(engine, "handle_error", _translate)
     return engine
+
+
+@contextlib.contextmanager
+def check_commits(engine: Engine, check: Callable[[], None]) -> Iterator[None]:
+    """Inside the block `check` is called before each commit in PostgreSQL, by the thread that commits.
+
+    What it raises prevents the commit. A listener of the engine that comes and goes would not do: another
+    thread that commits at that moment goes through the listeners.
+    """
+    checks: _CommitChecks = engine.get_execution_options()[_CHECKS]
+    with checks.change:
+        checks.calls = (*checks.calls, check)
+    try:
+        yield
+    finally:
+        with checks.change:
+            checks.calls = tuple(call for call in checks.calls if call is not check)
+
+
+class _CommitChecks:
+    """What is called before each commit of an engine; `calls` is replaced, as a thread may go through it."""
+
+    def __init__(self) -> None:
+        self.change = threading.Lock()
+        self.calls: tuple[Callable[[], None], ...] = ()
+
+    def run(self, _: Connection) -> None:
+        for call in self.calls:
+            call()
 
 
 def for_writing(engine: Engine) -> Engine:

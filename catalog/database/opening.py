@@ -12,13 +12,13 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import filelock
-from sqlalchemy import Connection, Engine, column, event, func, inspect, select, table, update
+from sqlalchemy import Connection, Engine, column, func, inspect, select, table, update
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.orm import Session as Session
 
 from catalog.database import changes, views
 from catalog.database.columns import TableBase
-from catalog.database.engine import for_writing, make_engine, parse_url, place, sqlite_file
+from catalog.database.engine import check_commits, for_writing, make_engine, parse_url, place, sqlite_file
 from catalog.database.schema import Crawl, CrawlItem, ItemOutcome
 from catalog.errors import CatalogBusyError, CatalogError, NoCatalogError, SchemaVersionError
 from catalog.settings import Settings
@@ -290,10 +290,12 @@ def _checked_at_commit(engine: Engine, connection: Connection) -> Iterator[None]
 
     Raises CatalogError there.
     """
-    one_at_a_time = threading.Lock()
+    one_at_a_time, is_over = threading.Lock(), False
 
-    def check_connection(_: Connection) -> None:
+    def check_connection() -> None:
         with one_at_a_time:
+            if is_over:
+                return
             # Once invalidated, it would be replaced by another one, which has no lock.
             if not connection.invalidated:
                 with contextlib.suppress(CatalogError):
@@ -304,11 +306,13 @@ def _checked_at_commit(engine: Engine, connection: Connection) -> Iterator[None]
                     "that another process may write now: nothing more was written, run the command again"
                 )
 
-    event.listen(engine, "commit", check_connection)
-    try:
-        yield
-    finally:
-        event.remove(engine, "commit", check_connection)
+    with check_commits(engine, check_connection):
+        try:
+            yield
+        finally:
+            # A thread that commits now has no lock to ask for.
+            with one_at_a_time:
+                is_over = True
 
 
 def _forget_holder(engine: Engine) -> str | None:

@@ -64,9 +64,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def hub(root: Path) -> Iterator[LocalHub]:
-    """That Hub."""
+def hub(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    """That Hub, which programs and catalogs of this process ask."""
     with LocalHub(root) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
         yield running
 
 
@@ -141,9 +142,7 @@ def test_two_workers_read_all_weights(
     catalog_url: str,
     expected: dict[str, list[str]],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
     with ThreadPoolExecutor(2) as threads:
         catalogs = [loradex.open(tmp_path / f"worker{number}", url=catalog_url) for number in range(2)]
         reports = [threads.submit(catalog.work_for_crawl, workers=1) for catalog in catalogs]
@@ -165,10 +164,8 @@ def test_two_workers_of_ray_read_all_weights(
     catalog_url: str,
     expected: dict[str, list[str]],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("ray")
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
     # A worker has one download at a time, so two at once are of two workers.
     both, met = threading.Barrier(2), []
 
@@ -241,14 +238,12 @@ def _failing(outcomes: Iterator[Exception | None]) -> Callable[..., int]:
 @pytest.mark.usefixtures("idle", "ray")
 def test_of_workers_that_ray_starts_one_fails_and_one_is_late(
     crawling: Any,
-    hub: LocalHub,
     engine: Engine,
     catalog_url: str,
     expected: dict[str, list[str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
     outcomes = iter((None, StorageError("The disk is full."), NotFoundError("No crawl is at work."), None))
     monkeypatch.setattr(workers, "shared_crawl", _failing(outcomes))
     crawling.open()
@@ -260,9 +255,8 @@ def test_of_workers_that_ray_starts_one_fails_and_one_is_late(
 
 @pytest.mark.usefixtures("idle", "ray")
 def test_what_ray_cannot_start_is_said(
-    crawling: Any, hub: LocalHub, catalog_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    crawling: Any, catalog_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
     with loradex.open(tmp_path / "data", url=catalog_url) as catalog:
         with pytest.raises(UsageError, match="has 3 cores; use fewer `processes`"):
             catalog.work_for_crawl(ray=2, processes=3)
@@ -287,9 +281,7 @@ def test_what_a_killed_worker_leased_is_read_by_another(
     catalog_url: str,
     expected: dict[str, list[str]],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
     asked = 0
 
     def kill(request: Any) -> None:
@@ -351,7 +343,6 @@ def test_a_worker_that_is_stopped_returns_its_files_untried(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
     with Session(engine) as session:
         crawl_id = session.scalars(select(Crawl.id)).one()
     crawling.open()

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, insert, make_url, select, text
+from sqlalchemy import Engine, event, insert, make_url, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -310,6 +311,38 @@ def test_nothing_is_committed_after_the_connection_of_the_lock_was_lost(
     with lock(engine):
         add_document(engine, 9)
     assert documents(engine) == 3
+
+
+@pytest.mark.parametrize("lock", [opening.writer_lock, opening.same_schema])
+def test_a_lock_begins_and_ends_while_another_thread_commits(
+    engine: Engine, lock: Callable[[Engine], AbstractContextManager[object]]
+) -> None:
+    if engine.dialect.name == "sqlite":
+        pytest.skip("the lock of a file is not asked for at a commit")
+    committing, taken = threading.Event(), threading.Event()
+
+    def take_and_end() -> None:
+        with lock(engine):
+            taken.set()
+
+    def meet(_: object) -> None:
+        # The one commit at which another thread takes the lock and ends it.
+        if not committing.is_set():
+            committing.set()
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(take_and_end).result(60)
+
+    event.listen(engine, "commit", meet)
+    event.listen(engine, "commit", lambda _: None)
+    before = documents(engine)
+    add_document(engine, 1)
+    assert taken.is_set()
+    assert documents(engine) == before + 1
+    with lock(engine):
+        add_document(engine, 2)
+        end_lock_holders(engine)
+        with pytest.raises(CatalogError, match=r"held the lock .* was lost"):
+            add_document(engine, 3)
 
 
 def add_document(engine: Engine, number: int) -> None:
