@@ -76,8 +76,9 @@ class StudyPool(StudyPart):
 
     `gradient` asks the task's gradient on `samples` of the training examples, `measured` takes the best
     scores on the budget, `prior` the best mean score on the other tasks, `random` draws by the seed, `all`
-    takes everything, and `set` is the set of a study of sets. Adapters that were trained on the task itself
-    are left out, allowed, put first, or taken alone (`own`). `among` names the adapters to choose from,
+    takes everything, and `set` is the set of a study of sets, or with `k` the members of it that alone have
+    the best mean score on the budgets of its own tasks. Adapters that were trained on the task itself are
+    left out, allowed, put first, or taken alone (`own`). `among` names the adapters to choose from,
     `control` replaces the members by stand-ins. With `seeds` the pool is for some of the study's seeds only.
     """
 
@@ -95,7 +96,7 @@ class StudyPool(StudyPart):
             raise ValueError("give the number of members by k")
         fields = type(self).model_fields
         ignored = [
-            name for name in ("k", "samples", "own", "among") if getattr(self, name) != fields[name].default
+            name for name in ("samples", "own", "among") if getattr(self, name) != fields[name].default
         ]
         if self.by == "set" and ignored:
             raise ValueError(f"a pool by set has the members of the set; remove {ignored[0]}")

@@ -28,6 +28,7 @@ from studies.design import (
     Method,
     Pooled,
     Report,
+    Sets,
     Study,
     StudyPart,
     StudyPool,
@@ -217,11 +218,22 @@ def _check_sets(study: Study) -> None:
             if pool.by == "set":
                 raise WrongError(("pools", name, "by"), "a pool by set requires sets; describe them by sets")
         return
-    if len(sets.named) > len(study.seeds):
-        named, seeds = len(sets.named), len(study.seeds)
+    for name, pool in study.pools.items():
+        if pool.by == "set" and pool.k is not None and pool.k > sets.size:
+            raise WrongError(("pools", name, "k"), f"a set has {sets.size} members")
+    _check_named_sets(sets, len(study.seeds))
+    for name, method in study.methods.items():
+        if method.tasks is not None:
+            raise WrongError(
+                ("methods", name, "tasks"), "sets are judged on their own tasks and others; remove tasks"
+            )
+
+
+def _check_named_sets(sets: Sets, seeds: int) -> None:
+    if len(sets.named) > seeds:
         raise WrongError(
             ("sets", "named", seeds),
-            f"{named} sets are named, and a set needs a seed of its own; there are {seeds} seeds",
+            f"{len(sets.named)} sets are named, and a set needs a seed of its own; there are {seeds} seeds",
         )
     for number, members in enumerate(sets.named):
         if len(members) != sets.size:
@@ -231,11 +243,6 @@ def _check_sets(study: Study) -> None:
         twice = next((name for at, name in enumerate(members) if name in members[:at]), None)
         if twice is not None:
             raise WrongError(("sets", "named", number), f"it names {twice} twice")
-    for name, method in study.methods.items():
-        if method.tasks is not None:
-            raise WrongError(
-                ("methods", name, "tasks"), "sets are judged on their own tasks and others; remove tasks"
-            )
 
 
 def _check_names(study: Study, name: str, method: Method) -> None:

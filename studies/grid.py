@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.resources import files
@@ -234,13 +234,15 @@ class _GridBuilder:
             )
         return members, {"own": own, "others": draw.sample(rest, min(sets.others, len(rest)))}
 
-    def _set_step(self, sets: Sets, seed: int) -> Step:
-        """The members of the set of a seed, one step for all tasks that judge it."""
+    def _set_step(self, sets: Sets, seed: int, k: int | None) -> Step:
+        """The members of the set of a seed, or the best `k` of them; one step for all tasks that judge it."""
         number = self.study.seeds.index(seed)
         named = sets.named[number] if number < len(sets.named) else None
-        members = self._draw_set(sets, seed, named)[0]
-        rows = [{key: self.adapters[name][key] for key in ("name", "sha256")} for name in members]
-        return self._step("set", {"adapters": rows})
+        members, judges = self._draw_set(sets, seed, named)
+        if k is None:
+            return self._step("set", {"adapters": self._named(members)})
+        tasks = {task: self._measure_step(self.tasks[task], seed, members) for task in judges["own"]}
+        return self._step("set", {"adapters": self._named(members), "k": k}, tasks)
 
     def _cell(
         self, task: Task, seed: int, name: str, pool: str | None, method: Method, point: Mapping[str, Any]
@@ -354,7 +356,7 @@ class _GridBuilder:
         if pool.by == "set":
             if self.study.sets is None:
                 raise UsageError("A pool by set requires a study of sets; describe them by `sets`.")
-            return self._set_step(self.study.sets, seed)
+            return self._set_step(self.study.sets, seed, pool.k)
         params = {
             "task": {"name": task.name},
             "by": pool.by,
@@ -379,14 +381,15 @@ class _GridBuilder:
 
     def _gradient(self, task: Task, seed: int, samples: int) -> Step:
         samples = min(samples, self.study.tasks.train)
-        params = {**self._examples(task, seed), "samples": samples, "adapters": self._everyone()}
+        params = {**self._examples(task, seed), "samples": samples, "adapters": self._named(self.adapters)}
         return self._step("gradient", params)
 
-    def _measure_step(self, task: Task, seed: int) -> Step:
+    def _measure_step(self, task: Task, seed: int, names: Sequence[str] | None = None) -> Step:
+        """The scores of the adapters of those names, or of all, on the task's budget."""
         params: dict[str, Any] = {
             **self._examples(task, seed),
             **self._judgement(task),
-            "adapters": self._everyone(),
+            "adapters": self._named(self.adapters if names is None else sorted(names)),
         }
         if self.study.adapters and self.study.adapters.measure:
             params["samples"] = self.study.adapters.measure
@@ -402,9 +405,9 @@ class _GridBuilder:
             )
         return [{key: self.adapters[name][key] for key in keys} for name in names]
 
-    def _everyone(self) -> list[dict[str, Any]]:
-        """All adapters, to be measured."""
-        return [{key: row[key] for key in ("name", "sha256")} for row in self.adapters.values()]
+    def _named(self, names: Iterable[str]) -> list[dict[str, Any]]:
+        """Name and sha256 of adapters."""
+        return [{key: self.adapters[name][key] for key in ("name", "sha256")} for name in names]
 
     def _question(self, task: Task) -> dict[str, Any]:
         protocol = {"protocol": self.study.protocol} if self.study.protocol else {}

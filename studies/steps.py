@@ -165,8 +165,11 @@ def pool(job: Job) -> dict[str, Any]:
 
 
 def take_set(job: Job) -> dict[str, Any]:
-    """The members of a set, in its order."""
+    """The members of a set in its order, or the best of them; those of equal worth in its order."""
     members = [adapter["name"] for adapter in job.params["adapters"]]
+    if "k" in job.params:
+        worth = _by_prior(job, members)
+        members = sorted(members, key=lambda name: -worth[name][0])[: job.params["k"]]
     return {"members": [{"name": name} for name in members], "detail": {"members": members}}
 
 

@@ -14,6 +14,8 @@ from studies.grid import GridCell, _GridBuilder
 from studies.report.findings import Findings
 from studies.report.grids import sections as sections_of
 from studies.report.page import TableSection
+from studies.steps import Job, take_set
+from studies.store import Step
 
 TASKS = {name: SimpleNamespace(name=name, digest=name, group="g", metric="accuracy") for name in "abcdefgh"}
 ADAPTERS = {
@@ -61,6 +63,41 @@ def test_a_set_is_merged_once_and_judged_on_its_tasks_and_on_others() -> None:
     labels = {cell.label for cell in cells}
     assert labels == set(all_labels(_study()))
     assert "average | set, judged=own" in labels
+
+
+def test_the_best_of_a_set_are_chosen_on_its_own_tasks_and_judged_as_the_set(tmp_path: Path) -> None:
+    study = _study(
+        pools={"best": {"by": "set", "k": 1}, "set": {"by": "set"}}, methods={"alone": {"use": "single"}}
+    )
+    cells = [cell for cell in _cells(study) if cell.pool == "best" and cell.seed == 0]
+    assert len(cells) == 5
+    [chosen] = {cell.step.inputs["adapter"].inputs["pool"].key: cell for cell in cells}.values()
+    step = chosen.step.inputs["adapter"].inputs["pool"]
+    assert list(step.inputs) == ["a", "b", "c"]
+    for measured in step.inputs.values():
+        assert [row["name"] for row in measured.params["adapters"]] == ["a2", "b", "c"]
+    values = {"a": (0.5, 0.5, 0.6), "b": (0.1, 0.6, 0.4), "c": (0.4, 0.2, 0.3)}
+    found = {
+        task: {"scores": {name: {"value": value} for name, value in zip(("a2", "b", "c"), row, strict=True)}}
+        for task, row in values.items()
+    }
+    # Means 1/3, 13/30 and 13/30: of equals the first of the set.
+    for k, members in ((1, ["b"]), (2, ["b", "c"]), (3, ["b", "c", "a2"])):
+        place: Any = None
+        job = Job(place, step.key, {**step.params, "k": k}, found, tmp_path)
+        assert take_set(job)["members"] == [{"name": name} for name in members]
+    [whole] = {
+        cell.step.inputs["adapter"].inputs["pool"].key
+        for cell in _cells(study)
+        if cell.pool == "set" and cell.seed == 0
+    }
+    plain = _set_of(_study())
+    assert whole == plain.key
+
+
+def _set_of(study: Study) -> Step:
+    cell = next(cell for cell in _cells(study) if cell.pool == "set")
+    return cell.step.inputs["adapter"].inputs["pool"]
 
 
 def test_sets_that_cannot_be_drawn_are_said() -> None:
@@ -149,7 +186,7 @@ methods:
         ("seeds: [0, 1]", "seeds: [0, 0]", 6, "the seed 0 is given twice"),
         ("- [c, d]", "- [c, d, e]", 12, "it names 3 adapters, and the size is 2"),
         ("- [c, d]", "- [c, c]", 12, "it names c twice"),
-        ("{by: set}", "{by: set, k: 3}", 14, "has the members of the set; remove k"),
+        ("{by: set}", "{by: set, k: 3}", 14, "a set has 2 members"),
         ("{by: set}", "{by: set, own: first}", 14, "has the members of the set; remove own"),
         ("method: average", "method: average\n    tasks: [a]", 19, "remove tasks"),
         (FILE[FILE.index("sets:") : FILE.index("pools:")], "", 8, "a pool by set requires sets"),
