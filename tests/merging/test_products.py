@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from merging.model import FixedLinear, multiply, quicken_layers  # noqa: E402
+from merging.model import FixedLinear, multiply, products, quicken_layers  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A processor on which oneDNN is the faster, whatever this one is; one with AVX2 alone by parameter."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: getattr(request, "param", "AVX512"))
+    products._onednn_pays.cache_clear()
+    yield
+    products._onednn_pays.cache_clear()
 
 
 def _case(seed: int = 0, bias: bool = True) -> tuple[object, object, object]:
@@ -51,6 +62,15 @@ def test_weights_that_learn_and_other_types_are_left_to_torch() -> None:
     multiply(x, weight).sum().backward()
     assert torch.allclose(weight.grad, x.sum((0, 1)).expand(3, -1), atol=1e-5)
     x, weight, offset = (values.double() for values in _case())
+    assert torch.equal(multiply(x, weight, offset), torch.nn.functional.linear(x, weight, offset))
+
+
+@pytest.mark.parametrize("onednn", ["AVX2", "DEFAULT"], indirect=True)
+def test_without_avx512_products_are_those_of_torch(onednn: None) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(5, 3)).requires_grad_(False)
+    quicken_layers(model)
+    assert type(model[0]) is torch.nn.Linear
+    x, weight, offset = _case()
     assert torch.equal(multiply(x, weight, offset), torch.nn.functional.linear(x, weight, offset))
 
 
