@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,8 +22,8 @@ def connect_ray(address: str | None, cores: int | None) -> Iterator[Any]:
     """The module `ray`, connected to the cluster at `address` until the end of the block.
 
     Without an address a cluster of this machine is started with `cores` cores, by default all, and ends with
-    the block. Raises UsageError without the extra, where no cluster answers or starts, and in a process
-    that is connected to one already, which stays connected.
+    the block. SIGTERM stays handled as before. Raises UsageError without the extra, where no cluster answers
+    or starts, and in a process that is connected to one already, which stays connected.
     """
     require_extra("ray", "Work on several processes")
     import ray
@@ -41,10 +43,18 @@ def connect_ray(address: str | None, cores: int | None) -> Iterator[Any]:
     except Exception as error:
         place = f"No Ray cluster found at {address}" if address else "Ray did not start on this machine"
         raise UsageError(f"{place}: {error}") from error
+    _keep_handler()
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _keep_handler() -> None:
+    """Sets Python's handler of SIGTERM again, in whose place Ray's prints a stack and ends the process."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _start_cluster(ray: Any, cores: int | None) -> None:

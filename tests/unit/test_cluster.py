@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import signal
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +33,10 @@ class FakeRay(SimpleNamespace):
         if self.connected:
             raise RuntimeError("Maybe you called ray.init twice by accident?")
         self.connected = True
+        # Ray's own handler, of which Python does not know; this one does nothing.
+        c_signal = ctypes.CDLL(None).signal
+        c_signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+        c_signal(signal.SIGTERM, int(signal.SIG_IGN))
 
     def shutdown(self) -> None:
         """Ends what was started."""
@@ -47,6 +53,22 @@ def test_a_cluster_of_this_machine_is_started_again(
     with connect_ray(None, 2) as ray:
         assert ray.calls == ["local", "shutdown"] * (starts - 1) + ["local"]
     assert ray.calls[-1] == "shutdown"
+
+
+@pytest.mark.parametrize("address", [None, "a:1"])
+def test_the_handler_of_sigterm_stays_that_of_the_program(
+    address: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("catalog.cluster.require_extra", lambda *_: None)
+    monkeypatch.setitem(sys.modules, "ray", FakeRay(0))
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        with connect_ray(address, None):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [signal.SIGTERM]
 
 
 @pytest.mark.parametrize(
