@@ -1,9 +1,8 @@
-"""Where the facts beside the project lie, for tests marked `shared`; they skip where the folder is absent."""
+"""The folder `shared` beside the project, for tests marked `shared`; they skip where it is absent."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,13 +12,8 @@ import pytest
 Test = TypeVar("Test", bound=Callable[..., Any])
 
 
-def _found() -> Path | None:
-    by_name = os.environ.get("LORADEX_SHARED")
-    folder = Path(by_name) if by_name else Path(__file__).resolve().parents[1].parent / "shared"
-    return folder if (folder / "data").is_dir() else None
-
-
-SHARED: Path | None = _found()
+_FOLDER = Path(__file__).resolve().parents[2] / "shared"
+SHARED: Path | None = _FOLDER if (_FOLDER / "data").is_dir() else None
 
 
 def shared(test: Test) -> Test:
