@@ -164,7 +164,9 @@ def test_the_paper_pool_is_accepted_by_the_paper_rules(paper: tuple[Path, list[s
     root, ids = paper
     engine = _engine(tmp_path)
     with LocalHub(root) as hub:
-        report = crawl(hub.url, engine, tmp_path, bases=(LLAMA,), rules="paper")
+        # A busy machine takes long to list them.
+        slow = {"timeout": 60.0, "deadline": 120.0}
+        report = crawl(hub.url, engine, tmp_path, bases=(LLAMA,), rules="paper", hub=slow)
     with Session(engine) as session:
         rows = list(browse.adapters(session, browse.Listing(), refusing("paper")))
     engine.dispose()
