@@ -33,28 +33,32 @@ def connect_ray(address: str | None, cores: int | None) -> Iterator[Any]:
             "This process is connected to Ray already; call `ray.shutdown()` first, or use another process."
         )
     try:
-        if address:
-            ray.init(address=address, log_to_driver=False, configure_logging=False)
-        else:
-            for attempt in Retrying(stop=stop_after_attempt(_ATTEMPTS), reraise=True):
-                with attempt:
-                    _start_cluster(ray, cores)
+        with _keep_handler():
+            if address:
+                ray.init(address=address, log_to_driver=False, configure_logging=False)
+            else:
+                for attempt in Retrying(stop=stop_after_attempt(_ATTEMPTS), reraise=True):
+                    with attempt:
+                        _start_cluster(ray, cores)
     # Ray raises whatever it likes, also plain Exception.
     except Exception as error:
         place = f"No Ray cluster found at {address}" if address else "Ray did not start on this machine"
         raise UsageError(f"{place}: {error}") from error
-    _keep_handler()
     try:
         yield ray
     finally:
         ray.shutdown()
 
 
-def _keep_handler() -> None:
-    """Sets Python's handler of SIGTERM again, in whose place Ray's prints a stack and ends the process."""
+@contextmanager
+def _keep_handler() -> Iterator[None]:
+    """Sets the handler of SIGTERM again that Ray replaces, by one that ends the process at once."""
     handler = signal.getsignal(signal.SIGTERM)
-    if handler is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _start_cluster(ray: Any, cores: int | None) -> None:

@@ -33,7 +33,8 @@ class FakeRay(SimpleNamespace):
         if self.connected:
             raise RuntimeError("Maybe you called ray.init twice by accident?")
         self.connected = True
-        # Ray's own handler, of which Python does not know; this one does nothing.
+        # Ray's own handlers, of which Python knows one; these do nothing.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         c_signal = ctypes.CDLL(None).signal
         c_signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
         c_signal(signal.SIGTERM, int(signal.SIG_IGN))
