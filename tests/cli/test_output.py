@@ -49,7 +49,7 @@ class Colour(enum.Enum):
 @dataclass(frozen=True)
 class Pair:
     name: str
-    rank: int
+    rank: Any
 
 
 def test_a_table_of_hostile_rows_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,6 +207,7 @@ def test_documents(capsys: pytest.CaptureFixture[str]) -> None:
         ({3, 1}, [1, 3]),
         ((1, True, None), [1, True, None]),
         ({1: Pair("a", 8)}, {"1": {"name": "a", "rank": 8}}),
+        (Pair("a", [Pair("b", {Colour.RED})]), {"name": "a", "rank": [{"name": "b", "rank": ["red"]}]}),
     ],
 )
 def test_jsonable(value: Any, stored: Any) -> None:
