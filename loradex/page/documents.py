@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -74,7 +75,7 @@ _FIRST = (
 # What the head says of the whole catalog.
 _TOTALS = ("repositories", "gone", "measured", "waiting")
 # Counts up when the documents of the same catalog differ.
-_REVISION = 3
+_REVISION = 4
 # Columns of names of engines.
 _ENGINE_KEYS = ("runs", "runs_unknown")
 _NUMBERED = re.compile(r"([a-z]+)/(0|[1-9][0-9]{0,8})(?:-(output|delta))?\.(?:json|bin)")
@@ -368,12 +369,16 @@ class Documents:
         return document
 
     def _measurements(self, session: Session, row: Adapter) -> dict[str, Any]:
-        """The norms, singular values and the sketch of an adapter; None where its weights were not read."""
+        """The norms, singular values and the sketch of an adapter; None where its weights were not read, or
+        their modules are not known.
+        """
+        sketch = None
         try:
-            spectrum = likeness.spectrum(session, row)
             subject = nearest.subject_of(session, row, BlobStore(self.settings.blobs))
+            sketch = encode_sketch(subject.vectors["output"])
+            spectrum = likeness.spectrum(session, row)
         except LoradexError as error:
-            return {"spectrum": None, "sketch": None, "unmeasured": str(error)}
+            return {"spectrum": None, "sketch": sketch, "unmeasured": str(error)}
         scaled = (
             abs(scaling) * float(values[0])
             for scaling, values in zip(spectrum.scalings, spectrum.spectrum, strict=True)
@@ -384,7 +389,7 @@ class Documents:
                 "norms": [rounded(norm) for norm in scaled],
                 "values": [[rounded(float(value)) for value in row[1:]] for row in spectrum.spectrum],
             },
-            "sketch": encode_sketch(subject.vectors["output"]),
+            "sketch": sketch,
             "unmeasured": None,
         }
 
@@ -543,7 +548,8 @@ class Documents:
             # Of a repository that was never read nobody knows whether it is private.
             names = self._chosen.repositories
             rows = [replace_error(row) for row in rows if row["repository"] in names]
-        return encode_json({"id": number, "rows": rows[:MOST_NEWS], "beyond": max(0, len(rows) - MOST_NEWS)})
+        counts = Counter(row["outcome"] for row in rows)
+        return encode_json({"id": number, "rows": rows[:MOST_NEWS], "counts": counts})
 
     def rows_with_word(self, word: str) -> bytes:
         """The places in the list of the adapters whose card contains a text."""

@@ -132,11 +132,32 @@ def test_better_hits_that_the_filter_leaves_out_hide_none(
     monkeypatch.setattr("loradex.page.server._MOST_HITS", 1)
     page = open_page("?p=list&q=bank+customers")
     count(page, 1)
+    # Their order is that of the search.
+    assert page.locator(".head [aria-sort=ascending], .head [aria-sort=descending]").count() == 0
     for name in ("ann/one", "ann/two", "bob/three", "bob/four"):
         page.fill("#where", f"adapter:{name}")
         page.wait_for_function(
             "(name) => document.querySelector('.window .c-adapter')?.innerText === name", arg=name
         )
+
+
+def test_a_view_that_takes_long_is_there_before_it_is_complete(open_page: OpenPage) -> None:
+    page = open_page("?p=list")
+    count(page, 5)
+    held: list[Any] = []
+    page.route("**/groups.json", lambda route: held.append(route))
+    page.locator("nav a", has_text="Duplicates").click()
+    page.wait_for_selector(".groups[aria-busy] .note:text-is('Comparing…')")
+    assert page.locator(".list").count() == 0
+    # Another view may be opened meanwhile, and stays.
+    page.locator("nav a", has_text="Pools").click()
+    page.wait_for_selector(".view.pools")
+    page.locator("nav a", has_text="Duplicates").click()
+    page.wait_for_selector(".groups[aria-busy]")
+    for route in held:
+        route.continue_()
+    page.wait_for_selector(".view.groups:not([aria-busy]) h2")
+    assert page.locator("main > div").count() == 1
 
 
 def test_the_map_shows_what_is_under_the_pointer(open_page: OpenPage) -> None:

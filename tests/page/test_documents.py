@@ -244,6 +244,27 @@ def test_pools_scores_groups_and_crawls(documents: Documents, catalog: loradex.C
     [crawl] = load(documents, "crawls.json")["rows"]
     news = load(documents, f"crawl/{crawl['id']}.json")
     assert len(news["rows"]) == crawl["outcomes"]["new"] == 5
+    assert news["counts"] == {"new": 5}
+
+
+def test_a_crawl_is_counted_in_whole(documents: Documents, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loradex.page.documents.MOST_NEWS", 2)
+    news = load(documents, "crawl/1.json")
+    assert (len(news["rows"]), news["counts"]) == (2, {"new": 5})
+
+
+def test_adapters_whose_modules_are_not_known_can_be_compared(
+    documents: Documents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise NotFoundError("the header is not known")
+
+    name = f"adapter/{documents.names['bob/three']}.json"
+    sketch = load(documents, name)["sketch"]
+    monkeypatch.setattr("catalog.search.likeness.spectrum", fail)
+    detail = load(documents, name)
+    assert (detail["spectrum"], detail["unmeasured"]) == (None, "the header is not known")
+    assert detail["sketch"] == sketch is not None
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ export async function show(box, address) {
   box.dataset.title = detail.adapter;
   const mark = h("input", { type: "checkbox", checked: selection.names.has(detail.adapter), onchange: (event) => selection.set(detail.adapter, event.target.checked) });
   const near = h("section", { id: "nearest" }, h("h2", null, "Nearest by weights"), h("p", { class: "note" }, "Comparing…"));
-  const copies = h("section", { id: "copies" });
+  const copies = h("section", { id: "copies" }, h("h2", null, "Duplicates and family"), h("p", { class: "note" }, "Comparing…"));
   fill(box, h("h1", null, name(detail.adapter)),
     h("p", null, h("span", { class: `badge ${skipped ? "skipped" : "accepted"}` }, skipped ? "skipped" : "accepted"), ` by the rules ${data.rulesInUse()} · `,
       data.head.uses.map((use) => h("span", { class: "useword", title: detail.uses[use] ?? "nothing in its license speaks against it" }, `${use} ${detail.uses[use] ? "✗" : "✓"} `)),
@@ -53,7 +53,7 @@ export async function show(box, address) {
   if (row !== undefined && detail.current) {
     drawNearest(near, row, detail.adapter);
     drawCopies(copies, detail.adapter);
-  } else near.remove();
+  } else [near, copies].forEach((one) => one.remove());
 }
 
 const engine = (one) => [one.runs === true ? "runs" : one.runs === false ? "does not run" : "its file must be read", [...one.reasons, one.remedies.length ? `remedy: ${one.remedies.join(", ")}` : "", one.option ? `needs ${one.option}` : ""].filter(Boolean).join("; ")].filter(Boolean).join(": ");

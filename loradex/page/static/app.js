@@ -14,6 +14,8 @@ const VIEWS = {
 };
 const BELOW = { adapter: ["list", () => import("./adapter.js")], pool: ["pools", () => import("./pools.js")], crawl: ["crawls", () => import("./crawls.js")] };
 const MAIN = document.getElementById("main");
+// Milliseconds until a view is shown that is not complete.
+const PATIENCE = 400;
 let leave = () => {};
 let turn = 0;
 
@@ -90,10 +92,15 @@ async function show() {
     drawTop(view);
     const module = await (known ? (VIEWS[view] ?? BELOW[view])[1]() : Promise.reject(new Error(`The page has no view "${view}".`)));
     if (mine !== turn) return;
-    const box = h("div", { class: `view ${view}` });
-    const end = await module.show(box, address, view);
+    const box = h("div", { class: view, "aria-busy": "true" });
+    // A view that takes long is seen as far as it is, rather than the one before; only a complete one is a .view.
+    const place = () => { if (mine === turn && box.parentNode !== MAIN) fill(MAIN, box); };
+    const waiting = setTimeout(() => { if (!box.childElementCount) fill(box, h("p", { class: "note" }, "Reading…")); place(); }, PATIENCE);
+    const end = await module.show(box, address, view).finally(() => clearTimeout(waiting));
     if (mine !== turn) return end?.();
-    fill(MAIN, box);
+    box.removeAttribute("aria-busy");
+    box.classList.add("view");
+    place();
     leave = typeof end === "function" ? end : () => {};
     document.title = `${box.dataset.title ?? VIEWS[view]?.[0] ?? view} · loradex`;
     document.dispatchEvent(new CustomEvent("shown", { detail: view }));

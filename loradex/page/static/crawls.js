@@ -5,8 +5,9 @@ import { command, fill, h, link, name, number, table } from "./dom.js";
 import { setParams } from "./app.js";
 
 const CHANGES = [["new", "new"], ["changed", "with another commit"], ["gone", "gone"], ["license", "with another license"], ["gated", "newly gated"]], CODE = new Set(["new", "changed", "gone"]);
+const MOST = 2000;
 const when = (text) => (text ? text.replace("T", " ").slice(0, 16) : "–");
-const size = (bytes) => (bytes > 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : bytes > 1e6 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e3).toFixed(0)} kB`);
+const size = (bytes) => (bytes >= 9.995e8 ? `${(bytes / 1e9).toFixed(1)} GB` : bytes > 1e6 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e3).toFixed(0)} kB`);
 const outcomes = (counts) => Object.entries(counts).filter(([name]) => name !== "unchanged").map(([name, n]) => `${number(n)} ${name}`).join(", ") || "nothing new";
 
 export async function show(box, address, view) {
@@ -26,7 +27,7 @@ async function changes(address) {
     const groups = Map.groupBy(rows, (row) => row.change), at = (row) => (data.place(row.adapter) === undefined ? name(row.adapter) : link({ p: "adapter", a: row.adapter }, name(row.adapter)));
     const value = (row, text) => (text === null ? "none" : CODE.has(row.change) ? h("code", null, text.slice(0, 12)) : text);
     fill(list, [...CHANGES].filter(([change]) => groups.has(change)).map(([change, title]) => h("details", { open: groups.get(change).length < 100 }, h("summary", null, `${number(groups.get(change).length)} ${title}`),
-      h("ul", null, groups.get(change).slice(0, 2000).map((row) => h("li", null, at(row), h("span", { class: "note" }, ` ${when(row.at)} · `, change === "new" ? "" : [value(row, row.before), " → "], value(row, row.after))))), groups.get(change).length > 2000 ? h("p", { class: "note" }, `and ${number(groups.get(change).length - 2000)} more`) : "")),
+      h("ul", null, groups.get(change).slice(0, MOST).map((row) => h("li", null, at(row), h("span", { class: "note" }, ` ${when(row.at)} · `, change === "new" ? "" : [value(row, row.before), " → "], value(row, row.after))))), groups.get(change).length > MOST ? h("p", { class: "note" }, `and ${number(groups.get(change).length - MOST)} more`) : "")),
     rows.length ? "" : h("p", { class: "note" }, "Nothing changed since."), beyond ? h("p", { class: "note" }, `${number(beyond)} more are not listed.`) : "");
     return "";
   }, (error) => error.message);
@@ -38,12 +39,11 @@ async function changes(address) {
 async function showOne(box, address, crawls) {
   const id = Number(address.get("id")), at = crawls.findIndex((row) => row.id === id);
   if (at < 0) throw new Error("The catalog has no such crawl.");
-  const crawl = crawls[at], { rows, beyond } = await data.document_(`crawl/${id}.json`), before = crawls[at + 1];
+  const crawl = crawls[at], { rows, counts } = await data.document_(`crawl/${id}.json`), before = crawls[at + 1];
   box.dataset.title = `Crawl ${id}`;
-  const groups = new Map();
-  for (const row of rows) { if (!groups.has(row.outcome)) groups.set(row.outcome, []); groups.get(row.outcome).push(row); }
+  const groups = Map.groupBy(rows, (row) => row.outcome);
   const one = (row) => h("li", null, row.repository === null ? "a row without a name" : data.place(row.repository) === undefined ? name(row.repository) : link({ p: "adapter", a: row.repository }, name(row.repository)), row.error ? h("span", { class: "note" }, ` ${row.error}${row.detail ? `: ${row.detail}` : ""}`) : "");
   fill(box, h("h1", null, `Crawl ${id}`), h("p", null, `${crawl.state}, ${when(crawl.started)} to ${when(crawl.finished)}${before ? `; since crawl ${before.id} of ${when(before.started)}` : "; the first one"}`),
-    [...groups].map(([outcome, list]) => h("details", { open: list.length < 100 }, h("summary", null, `${number(list.length)} ${outcome}`), h("ul", null, list.slice(0, 2000).map(one)), list.length > 2000 ? h("p", { class: "note" }, `and ${number(list.length - 2000)} more`) : "")), rows.length ? "" : h("p", null, "Nothing was new."), beyond ? h("p", { class: "note" }, `${number(beyond)} more are not listed.`) : "",
+    Object.entries(counts).map(([outcome, n]) => { const list = (groups.get(outcome) ?? []).slice(0, MOST); return h("details", { open: n < 100 }, h("summary", null, `${number(n)} ${outcome}`), h("ul", null, list.map(one)), n > list.length ? h("p", { class: "note" }, `and ${number(n - list.length)} more`) : ""); }), rows.length ? "" : h("p", null, "Nothing was new."),
     h("p", null, link({ p: "crawls" }, "All crawls")));
 }

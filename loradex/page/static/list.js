@@ -168,7 +168,7 @@ export async function show(box, address) {
         const on = included.includes(word.toLowerCase()), off = omitted.includes(word.toLowerCase());
         const press = (leaveOut) => { where.value = toggled(where.value, field, word, leaveOut); update(); };
         return h("li", { class: on ? "on" : off ? "off" : null },
-          h("button", { type: "button", class: "facet", "aria-pressed": String(on), title: "click: only these; shift-click: without these", onclick: (event) => press(event.shiftKey) }, name(word), h("span", { class: "n" }, number(n))),
+          h("button", { type: "button", class: "facet", "aria-pressed": String(on), title: `${word}; click: only these, shift-click: without these`, onclick: (event) => press(event.shiftKey) }, name(word), h("span", { class: "n" }, number(n))),
           h("button", { type: "button", class: "minus", "aria-pressed": String(off), "aria-label": `without ${word}`, onclick: () => press(true) }, "−"));
       }), rest > 0 ? h("li", { class: "note" }, `and ${number(rest)} more`) : "");
     };
@@ -302,7 +302,8 @@ class Rows {
     return (asked ? asked.split(",") : USUAL).filter((one) => Object.hasOwn(COLUMNS, one));
   }
   drawHead() {
-    const sort = params().get("sort") ?? "adapter", columns = ["adapter", ...this.columns()];
+    // The best hits of a search stand in their own order.
+    const sort = params().get("sort") ?? (this.state.hits ? null : "adapter"), columns = ["adapter", ...this.columns()];
     fill(this.head, h("span", { class: "td mark", role: "columnheader" }, h("span", { class: "hidden" }, "marked")), columns.map((one) => {
       const down = sort === `-${one}`, up = sort === one;
       return h("span", { class: `td c-${one}`, role: "columnheader", "aria-sort": up ? "ascending" : down ? "descending" : "none" },
@@ -329,7 +330,7 @@ class Rows {
     const adapter = data.columns.get("adapter").at(row), why = this.state.hits?.why?.get(row);
     return h("div", { class: `tr ${data.columns.get("verdict").at(row)}`, role: "row", "aria-rowindex": at + 2 },
       h("span", { class: "td mark", role: "cell" }, h("input", { type: "checkbox", "data-row": `m${row}`, checked: selection.names.has(adapter), "aria-label": `mark ${adapter}`, onchange: (event) => selection.set(adapter, event.target.checked) })),
-      h("span", { class: "td c-adapter", role: "cell" }, (() => { const one = link({ p: "adapter", a: adapter }, name(adapter)); one.dataset.row = `n${row}`; if (why) one.title = why; return one; })()),
+      h("span", { class: "td c-adapter", role: "cell" }, (() => { const one = link({ p: "adapter", a: adapter }, name(adapter)); one.dataset.row = `n${row}`; one.title = why ?? adapter; return one; })()),
       columns.map((one) => {
         const { key, show: draw, right, title } = COLUMNS[one], value = draw ? draw(row) : data.columns.get(key).at(row);
         return h("span", { class: `td c-${one}${right ? " right" : ""}`, role: "cell", "data-title": title }, value === null || value === "" ? h("span", { class: "note" }, "–") : typeof value === "number" ? number(value) : value);

@@ -5,7 +5,7 @@ import { command, fill, h, link, name, number, short, svg, table } from "./dom.j
 import { setParams } from "./app.js";
 import { inkOn, rgb, scaleBar, shade } from "./charts.js";
 
-const ROW = 22, CELL = 46, WINDOW = 560;
+const ROW = 22, CELL = 46, WINDOW = 560, MOST = 1000;
 
 export async function show(box, address) {
   box.dataset.title = "Scores";
@@ -31,11 +31,11 @@ export async function show(box, address) {
   const heads = h("div", { class: "tr", role: "row" }, h("span", { class: "subject", role: "columnheader" }, "adapter"), columns.map((one) => h("span", { class: "cell", role: "columnheader", title: one }, link({ p: "scores", task: one, split: chosen }, one))));
   const grid = h("div", { class: "heatmap", role: "table", "aria-label": `Scores on ${chosen}`, "aria-rowcount": rows.length + 1, tabindex: 0 }, h("div", { class: "thead", role: "rowgroup" }, heads), space, body);
   space.style.height = `${rows.length * ROW}px`;
-  space.style.width = `${230 + columns.length * CELL}px`;
+  space.style.width = `${290 + columns.length * CELL}px`;
   const draw = () => {
     const from = Math.max(0, Math.floor(grid.scrollTop / ROW) - 4), shown = Math.ceil(WINDOW / ROW) + 8;
     body.style.transform = `translateY(${from * ROW}px)`;
-    fill(body, rows.slice(from, from + shown).map(([who, cells], at) => h("div", { class: "tr", role: "row", "aria-rowindex": from + at + 2 }, h("span", { class: "subject", role: "rowheader" }, data.place(who) === undefined ? name(who) : link({ p: "adapter", a: who }, name(who))),
+    fill(body, rows.slice(from, from + shown).map(([who, cells], at) => h("div", { class: "tr", role: "row", "aria-rowindex": from + at + 2 }, h("span", { class: "subject", role: "rowheader", title: who }, data.place(who) === undefined ? name(who) : link({ p: "adapter", a: who }, name(who))),
       columns.map((one) => {
         const row = cells.get(one), cell = h("span", { class: "cell", role: "cell", title: row === undefined ? `${who} has no score on ${one}` : `${who} on ${one}: ${short(value(row))} ${metric(row)}, n ${n(row) ?? "not stated"}, ${split(row)}, by ${source(row)}` }, row === undefined ? "" : value(row).toFixed(2));
         if (row !== undefined) {
@@ -62,7 +62,7 @@ async function showTask(box, address, scores) {
   const base = rows.find((row) => row.adapter === "base"), top = Math.max(...rows.map((row) => row.high ?? row.value), 1), width = 260, x = (value) => (value / top) * width;
   const bar = (row) => svg("svg", { viewBox: `0 0 ${width} 16`, width, height: 16, role: "img", "aria-label": `${short(row.value)}${row.low === null ? "" : `, 95 % from ${short(row.low)} to ${short(row.high)}`}`, class: "bars" },
     svg("rect", { x: 0, y: 3, width: x(row.value), height: 10 }), row.low === null ? null : svg("line", { x1: x(row.low), x2: x(row.high), y1: 8, y2: 8, class: "interval" }), base ? svg("line", { x1: x(base.value), x2: x(base.value), y1: 0, y2: 16, class: "base" }) : null);
-  fill(box, h("h1", null, `Scores on ${task}`), h("p", null, boards.map(([one, place]) => [link({ p: "scores", task, board: place }, [one.split, one.metric, one.protocol].filter(Boolean).join(" · ")), " "]), board.split === "test" ? h("span", { class: "note" }, "A test split is there to judge by, not to choose by.") : ""), note ? h("p", { class: "error" }, note) : "",
-    h("p", { class: "note" }, data.hiddenNote(hidden)), table(["place", "adapter", "score", "interval", "n", "source", "difference from the first"], rows.map((row) => [row.place, data.place(row.adapter) === undefined ? name(row.adapter) : link({ p: "adapter", a: row.adapter }, name(row.adapter)), short(row.value), bar(row), row.n === null ? "not stated" : number(row.n), name(row.source), row.p_holm === null ? "–" : `${short(row.difference)}, p ${short(row.p_holm)}${row.differs ? "" : ": could be chance"}`]), `${board.split}, ${board.metric}; bars with 95 % intervals${base ? ", the line is the base model" : ""}`),
+  fill(box, h("h1", null, `Scores on ${task}`), h("p", null, boards.map(([one, place], n) => { const title = [one.split, one.metric, one.protocol].filter(Boolean).join(" · "); return [n ? " | " : "", place === at ? h("strong", { "aria-current": "true" }, title) : link({ p: "scores", task, board: place }, title)]; }), board.split === "test" ? h("span", { class: "note" }, ". A test split is there to judge by, not to choose by.") : ""), note ? h("p", { class: "error" }, note) : "",
+    h("p", { class: "note" }, data.hiddenNote(hidden)), table(["place", "adapter", "score", "interval", "n", "source", "difference from the first"], rows.slice(0, MOST).map((row) => [row.place, data.place(row.adapter) === undefined ? name(row.adapter) : link({ p: "adapter", a: row.adapter }, name(row.adapter)), short(row.value), bar(row), row.n === null ? "not stated" : number(row.n), name(row.source), row.p_holm === null ? "–" : `${short(row.difference)}, p ${short(row.p_holm)}${row.differs ? "" : ": could be chance"}`]), `${board.split}, ${board.metric}; bars with 95 % intervals${base ? ", the line is the base model" : ""}`), rows.length > MOST ? h("p", { class: "note" }, `and ${number(rows.length - MOST)} more`) : "",
     command("scores", "leaderboard", task, "--split", board.split, "--metric", board.metric), h("p", null, link({ p: "scores" }, "All scores")));
 }
