@@ -201,7 +201,7 @@ def _means(findings: Findings) -> str:
 def _by_task(findings: Findings) -> TableSection:
     """Tasks against methods; the more numerous are the rows, so that the table is rather long than wide."""
     unit, part = findings.unit, findings.part
-    labels, tasks = findings.results.labels, findings.results.tasks
+    labels, tasks = findings.results.labels, _begun(findings) or findings.results.tasks
     if len(labels) > len(tasks):
         columns = ("method", *tasks)
         rows = [(label, *(_spot(findings.spot(label, task)) for task in tasks)) for label in labels]
@@ -209,7 +209,18 @@ def _by_task(findings: Findings) -> TableSection:
         columns = (unit, *labels)
         rows = [(task, *(_spot(findings.spot(label, task)) for label in labels)) for task in tasks]
     note = f"The task's metric in points, {part}s averaged; in brackets the {part}s that are not in it."
+    if later := [task for task in findings.results.tasks if task not in tasks]:
+        note += f" Not begun: {list_names(later)}."
     return TableSection(f"{unit.capitalize()} by {unit}", columns, tuple(rows), note)
+
+
+def _begun(findings: Findings) -> list[str]:
+    """The tasks, or sets, with a cell that is done or has failed."""
+    spots = {
+        task: [findings.spot(label, task) for label in findings.results.labels]
+        for task in findings.results.tasks
+    }
+    return [task for task, row in spots.items() if any(spot and spot.done + spot.failed for spot in row)]
 
 
 def _spot(spot: Spot | None) -> str:
@@ -415,8 +426,10 @@ def _size(findings: Findings) -> str:
     parameters = _parameters(name)
     model, tasks = _a_model(parameters), _some_tasks(examples)
     text = f"{model} and {tasks}"
+    begun = len({cell.task for cell in findings.grid.cells if cell.status != "missing"})
+    some = f"Of {begun:,} of " if 0 < begun < len(findings.grid.tasks) else ""
     complete = (
-        f"{count_noun(len(findings.grid.tasks), 'task')}{_each(examples)}, "
+        f"{some}{count_noun(len(findings.grid.tasks), 'task')}{_each(examples)}, "
         f"{count_noun(len(findings.grid.seeds), 'set' if findings.sets else 'seed')}, "
         f"{count_noun(len(adapters), 'adapter') + ', ' if adapters else ''}base model {name}: {text}."
     )

@@ -190,11 +190,25 @@ def _row(result: list[Section], label: str) -> tuple[str, ...]:
 
 def test_failed_and_missing_cells_are_shown() -> None:
     cells = grid({"new": PAIR["new"], "old": {"t1": [0.5, None], "t2": [None, None]}})
-    cells += [cell("t3", seed, "old", None) for seed in (0, 1)]
+    cells += [cell("t3", seed, "old", None) for seed in (0, 1)] + [cell("t3", 0, "new", 0.5)]
     result = sections(study(against="new"), cells)
     assert [row[2] for row in table(result, "Task by task").rows] == ["50.0 (1 failed)", "failed", "missing"]
     assert table(result, "What failed").rows == (("old", "3", "No.", "t1 1; t2 0, 1"),)
     assert _row(result, "old")[1:] == ("—", "—", "—", "—", "0 of 3", "1 done, 3 failed, 2 missing")
+
+
+def test_tasks_that_are_not_begun_are_named_and_have_no_row() -> None:
+    later = [cell(task, 0, method, None) for task in ("t8", "t9") for method in ("new", "old")]
+    result = sections(study(against="new"), [*grid(PAIR), *later])
+    by_task = table(result, "Task by task")
+    assert [row[0] for row in by_task.rows] == ["t1", "t2", "t3"]
+    assert by_task.note.endswith(" Not begun: t8, t9.")
+    size = next(section for section in result if section.title == "How large this is")
+    assert isinstance(size, Text)
+    assert size.paragraphs[0].startswith("Of 3 of 5 tasks of ")
+    # Of a study that has not begun all are shown.
+    nothing = sections(study(against="new"), later)
+    assert [row[1:] for row in table(nothing, "Task by task").rows] == [("missing", "missing")] * 2
 
 
 def test_the_table_of_tasks_is_rather_long_than_wide() -> None:
