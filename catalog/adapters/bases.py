@@ -27,6 +27,7 @@ from catalog.adapters.base_names import (
 from catalog.errors import NotFoundError, UsageError
 
 SpellingKind = Literal["canonical", "renamed", "mirror", "quantised", "case", "local_path"]
+_KINDS = get_args(SpellingKind)
 
 _REPO_ID = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]{0,95}/)?[A-Za-z0-9_][A-Za-z0-9._-]{0,95}\Z")
 _CHECKPOINT = re.compile(r"(?:checkpoint|step|epoch)[-_]?\d+\Z", re.IGNORECASE)
@@ -51,10 +52,8 @@ class BaseSpelling:
     note: str = ""
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(SpellingKind):
-            raise UsageError(
-                f"{self.kind!r} is not a kind of spelling; use one of {', '.join(get_args(SpellingKind))}."
-            )
+        if self.kind not in _KINDS:
+            raise UsageError(f"{self.kind!r} is not a kind of spelling; use one of {', '.join(_KINDS)}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +165,8 @@ class BaseTable:
         self._words: dict[tuple[str, ...], str | None] = {}
         self._owners: dict[str, set[str]] = {}
         for row in spellings:
-            self._add(BaseSpelling(row.canonical, row.canonical, "canonical"))
+            if row.canonical not in self._owners:
+                self._add(BaseSpelling(row.canonical, row.canonical, "canonical"))
             self._add(row)
         all_owners = {owner for owners in self._owners.values() for owner in owners} | _mirrors()
         self._prefixes = sorted(

@@ -29,6 +29,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -311,9 +312,17 @@ def _unpack_signs(packed: NDArray[uint8], rows: int, width: int) -> NDArray[floa
     """The leading bits of bytes as a (rows, width) matrix of signs."""
     import numpy as np
 
-    table = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32) * 2 - 1
-    flat: NDArray[float32] = np.take(table, packed[: -(-rows * width // 8)], axis=0).reshape(-1)
+    flat: NDArray[float32] = np.take(_signs_of_bytes(), packed[: -(-rows * width // 8)], axis=0).reshape(-1)
     return flat[: rows * width].reshape(rows, width)
+
+
+@cache
+def _signs_of_bytes() -> NDArray[float32]:
+    """The eight signs of each byte, (256, 8)."""
+    import numpy as np
+
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
+    return bits.astype(np.float32) * 2 - 1
 
 
 def _vector(square: NDArray[float64]) -> NDArray[float32]:
