@@ -45,13 +45,13 @@ BACKENDS = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
 
 # The files that take longest, in their order: they come first, so that no worker ends with one of them.
 LONGEST = (
-    *("cli/test_demo.py", "crawl/test_wild.py", "studies/test_run.py", "crawl/test_run.py"),
-    *("golden/test_golden.py", "cli/test_pools.py", "merging/test_train.py", "tools/test_tour.py"),
-    *("unit/test_picture.py", "db/test_snapshot.py", "crawl/test_retries.py", "crawl/test_listing_cases.py"),
-    *("tools/test_published.py", "db/test_search.py", "cli/test_browse.py", "db/test_query.py"),
-    *("crawl/test_scopes.py", "merging/test_dora.py", "cli/test_blobs.py", "crawl/test_repository_cases.py"),
-    *("edges/test_01_mixed_spelling.py", "crawl/test_localhub.py", "edges/test_30_no_input.py"),
-    *("crawl/test_same_id.py", "api/test_catalog.py"),
+    *("cli/test_demo.py", "crawl/test_wild.py", "studies/test_run.py", "golden/test_golden.py"),
+    *("db/test_snapshot.py", "crawl/test_run.py", "cli/test_pools.py", "merging/test_train.py"),
+    *("tools/test_tour.py", "unit/test_embed.py", "crawl/test_retries.py", "crawl/test_listing_cases.py"),
+    *("edges/test_30_no_input.py", "unit/test_picture.py", "db/test_search.py", "tools/test_published.py"),
+    *("cli/test_browse.py", "db/test_query.py", "crawl/test_scopes.py", "merging/test_dora.py"),
+    *("cli/test_blobs.py", "crawl/test_repository_cases.py", "edges/test_01_mixed_spelling.py"),
+    *("crawl/test_localhub.py", "crawl/test_same_id.py", "api/test_catalog.py"),
 )
 # Of each kind of database what the first engine of the program compiles with and into, see `_share_compiled`.
 _compilers: dict[str, tuple[Any, Any]] = {}
