@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,9 +23,11 @@ from catalog.fingerprints.measurements import record_of
 from catalog.fingerprints.sketches import fingerprint, use_one_thread
 
 MOST_PROCESSES = 256
-# A fork would copy locks that other threads hold.
-_START = "spawn"
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+# A fork of this process would copy locks that other threads hold. A server without threads has imported torch
+# once for all; elsewhere than on Linux, libraries of the system do not survive a fork.
+_START = "forkserver" if sys.platform == "linux" else "spawn"
+_PRELOAD = "catalog.fingerprints.preload"
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,8 @@ class FingerprintPool:
 
 def _start_processes(count: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context(_START)
+    if _START == "forkserver":
+        context.set_forkserver_preload([_PRELOAD])
     return ProcessPoolExecutor(count, mp_context=context, initializer=_set_up)
 
 
@@ -153,7 +158,7 @@ def _submit(executor: ProcessPoolExecutor, path: Path, config: AdapterConfig) ->
 
 def _set_up() -> None:
     """Makes a new process compute with one thread, leave interrupts to its parent, and end with it."""
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    os.environ.update(ONE_THREAD)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -2,7 +2,9 @@
 
 The adapters are generated: rank 16, all linear modules of Llama-3.1-8B, 84 MB with all 32 layers. The Hub is
 the project's own, in a process of its own on this machine; a crawl of the real Hub does not have its share.
-Wall times include the start of the processes.
+Wall times include the start of the processes, and on a busy machine its other work: the pace that kept files
+would have on free cores is told by processor seconds, of one process over those of the start, then of the
+longest of writer and processes.
 """
 
 from __future__ import annotations
@@ -22,9 +24,14 @@ from tools.bench.fingerprints import LAYERS, generate_modules, write
 # One crawl, or a measurement of the files that are kept; times of threads are added up.
 WORK = """
 import json, os, resource, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 import loradex
+from catalog.adapters import parse_config
+from catalog.errors import WeightsError
 from catalog.files import blobs
-from catalog.fingerprints import processes
+from catalog.fingerprints import FingerprintPool, processes
 work, data, count, weights = sys.argv[1:]
 spent, lock = {"fingerprints": 0.0, "files": 0.0}, threading.Lock()
 def timed(name, function):
@@ -43,15 +50,33 @@ import torch
 def cpu(who):
     usage = resource.getrusage(who)
     return usage.ru_utime + usage.ru_stime
+# Seconds of living children and of those that they waited for: the server that processes are forked from.
+def forked():
+    seconds = 0.0
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == os.getpid():
+            seconds += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return seconds
+def start(pool):
+    with suppress(WeightsError):
+        pool.measure(Path("no such file"), parse_config(b'{"peft_type": "LORA", "r": 2, "lora_alpha": 2}'))
 began, before = time.monotonic(), cpu(resource.RUSAGE_SELF)
-with loradex.open(data) as catalog:
-    if work == "crawl":
-        report = catalog.crawl(any_base=True, weights=weights, processes=int(count))
-        assert report.status == "complete" and report.unmeasured == 0, report
-    else:
-        assert catalog.remeasure(processes=int(count)).unreadable == 0
+if work == "start":
+    with FingerprintPool(int(count)) as pool, ThreadPoolExecutor(int(count)) as threads:
+        list(threads.map(start, [pool] * int(count)))
+else:
+    with loradex.open(data) as catalog:
+        if work == "crawl":
+            report = catalog.crawl(any_base=True, weights=weights, processes=int(count))
+            assert report.status == "complete" and report.unmeasured == 0, report
+        else:
+            assert catalog.remeasure(processes=int(count)).unreadable == 0
 wall, own = time.monotonic() - began, cpu(resource.RUSAGE_SELF) - before
-children = cpu(resource.RUSAGE_CHILDREN)
+children = cpu(resource.RUSAGE_CHILDREN) + forked()
 print(json.dumps({"seconds": wall, "own": own, "children": children, **spent}))
 """
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -120,9 +145,9 @@ def main(argv: Sequence[str]) -> None:
         with serve_hub(root) as url:
             run("crawl", url, kept, 1, "keep")
             say(f"{sizes.adapters} adapters; processor seconds each, wall seconds each")
-            names = ("server", "writer", "files", "fingerprints", "sum", "wall")
+            names = ("server", "writer", "files", "start", "fingerprints", "sum", "wall")
             say(f"{'':<28}" + "".join(f"{name:>13}" for name in names))
-            walls: dict[tuple[str, int], float] = {}
+            costs: dict[tuple[str, int], dict[str, float]] = {}
             right = fingerprints(kept)
             for work in ("kept files", "whole crawl"):
                 for processes in (1, *sizes.processes):
@@ -131,22 +156,33 @@ def main(argv: Sequence[str]) -> None:
                     data = kept if work == "kept files" else Path(place, f"stream{processes}")
                     measured = run("crawl" if work == "whole crawl" else "reread", url, data, processes)
                     server = server_seconds() - before
-                    walls[work, processes] = report_row(work, processes, measured, server, sizes.adapters)
+                    begun = run("start", url, kept, processes) if processes > 1 else None
+                    costs[work, processes] = cost_of(measured, begun, server)
+                    cells = [costs[work, processes][name] / sizes.adapters for name in names]
+                    say(f"{f'{work}, {processes}':<28}" + "".join(f"{cell:>13.3f}" for cell in cells))
                     assert fingerprints(data) == right
-    for (work, processes), wall in walls.items():
+    for (work, processes), cost in costs.items():
         if processes > 1:
-            say(f"{work}, {processes} processes against 1: {walls[work, 1] / wall:.2f}")
+            one = costs[work, 1]
+            ratio = f"{work}, {processes} processes against 1: {one['wall'] / cost['wall']:.2f}"
+            if work == "kept files":
+                longest = max(cost["writer"] + cost["files"], cost["fingerprints"] / processes)
+                ratio += f"; on free cores {one['sum'] / (cost['start'] + longest):.2f}"
+            say(ratio)
 
 
-def report_row(work: str, processes: int, measured: Run, server: float, adapters: int) -> float:
-    """Prints what one adapter costs; returns its wall seconds."""
+def cost_of(measured: Run, begun: Run | None, server: float) -> dict[str, float]:
+    """Processor seconds of each part of a run, of all of them, and its wall seconds."""
     facts = measured.facts
-    fingerprints = facts["children"] or facts["fingerprints"]
-    writer = facts["own"] - facts["fingerprints"] - facts["files"]
-    seconds = (server, writer, facts["files"], fingerprints)
-    cells = [value / adapters for value in (*seconds, sum(seconds), facts["seconds"])]
-    say(f"{f'{work}, {processes}':<28}" + "".join(f"{cell:>13.3f}" for cell in cells))
-    return float(facts["seconds"])
+    start = begun.facts["children"] if begun is not None else 0.0
+    parts = {
+        "server": server,
+        "writer": facts["own"] - facts["fingerprints"] - facts["files"],
+        "files": facts["files"],
+        "start": start,
+        "fingerprints": facts["children"] - start if begun is not None else facts["fingerprints"],
+    }
+    return parts | {"sum": sum(parts.values()), "wall": facts["seconds"]}
 
 
 if __name__ == "__main__":
