@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from dataclasses import replace as replace_fields
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -24,6 +25,7 @@ from catalog.adapters import (
     count_verdicts,
     initial_spellings,
     load_engines,
+    table_with,
 )
 from catalog.database import CatalogInfo as CatalogInfo
 from catalog.database import (
@@ -74,7 +76,6 @@ from catalog.search import (
 )
 from catalog.settings import Settings
 from crawler.crawl import (
-    DEFAULT_BASE,
     MAX_WEIGHTS,
     CrawlOptions,
     check_base_name,
@@ -259,7 +260,7 @@ class Catalog:
             reporting(progress) as report,
             disposing(open_catalog(self.settings, create=True)) as engine,
         ):
-            step = _announce_crawl(ProgressStep(report, "reading"), hub, options)
+            step = ProgressStep(report, "reading")
             with share_budget(hub, engine):
                 return Crawler(engine, hub, self._blobs, options, step, stop).crawl()
 
@@ -307,8 +308,9 @@ class Catalog:
         worker = WorkerSettings(self.settings, hub, threads, processes)
         with reporting(progress) as report:
             by = "" if ray is None else f" by {ray} workers"
-            ProgressStep(report, "reading").note(f"Reading weights of {hub.endpoint}{by}")
-            return work_for_crawl(worker) if ray is None else work_by_ray(worker, ray, address)
+            note = f"Reading weights of {hub.endpoint}{by}"
+            begin = partial(ProgressStep(report, "reading").note, note)
+            return work_for_crawl(worker, begin) if ray is None else work_by_ray(worker, ray, address, begin)
 
     @check_arguments
     def preview(
@@ -336,8 +338,7 @@ class Catalog:
             reporting(progress) as report,
             reading_if_any(self.settings) as session,
         ):
-            step = _announce_crawl(ProgressStep(report, "reading"), hub, options)
-            return preview_crawl(session, hub, options, step)
+            return preview_crawl(session, hub, options, ProgressStep(report, "reading"))
 
     def _read_filter(self, where: str) -> Query | None:
         """The filter in a text, None for an empty one; raises UsageError with the place of the mistake."""
@@ -1770,18 +1771,20 @@ class Catalog:
         check_base_name(canonical)
         if kind != "local_path" or not spelling.strip() or not spelling.isprintable():
             check_base_name(spelling)
+        with reading_if_any(self.settings) as session:
+            table = table_with(store.spellings(session) if session is not None else ())
+            names = store.base_names(session) if session is not None else ()
+        known, advice = table.known(canonical), ""
+        if known is None and canonical not in names:
+            advice = f"{canonical} was not known before; {table.nearest(canonical, names)}."
+        canonical = known or canonical
+        if spelling == canonical:
+            raise UsageError(f"{spelling} is the canonical name; give another name of the base model.")
         with writing(self.settings) as session:
             store.sync_bases(session)
-            table, names = BaseTable(store.spellings(session)), store.base_names(session)
-            nearest = "" if canonical in names else table.nearest(canonical, names)
-            canonical = table.known(canonical) or canonical
-            if spelling == canonical:
-                raise UsageError(f"{spelling} is the canonical name; give another name of the base model.")
             row = BaseSpelling(canonical, spelling, cast(SpellingKind, kind), note)
             store.add_spelling(session, row)
             session.commit()
-        unknown = bool(nearest) and canonical not in names
-        advice = f"{canonical} was not known before; {nearest}." if unknown else ""
         return AddedSpelling(canonical, spelling, kind, advice)
 
     @check_arguments
@@ -1986,10 +1989,3 @@ def _hub_settings(options: CrawlOptions) -> HubSettings:
     from crawler.hub import HubSettings
 
     return replace_fields(HubSettings.from_environment(), connections=options.workers)
-
-
-def _announce_crawl(step: ProgressStep, hub: Hub, options: CrawlOptions) -> ProgressStep:
-    """The step, after a note on what is crawled."""
-    bases = "every base model" if options.any_base else ", ".join(options.bases or (DEFAULT_BASE,))
-    step.note(f"Crawling {hub.settings.endpoint} for adapters of {bases}")
-    return step

@@ -161,11 +161,15 @@ def import_from(settings: Settings, source: str | Path, progress: ProgressOption
 
 
 def _import_folder(settings: Settings, folder: Path) -> ImportCounts:
-    with disposing(open_catalog(settings, create=True)) as engine:
-        manifest = check_snapshot(folder)
-        with writer_lock(engine), Session(for_writing(engine)) as session, session.begin():
-            take_turn(session)
-            return import_snapshot(session, manifest)
+    manifest = check_snapshot(folder)
+    with (
+        disposing(open_catalog(settings, create=True)) as engine,
+        writer_lock(engine),
+        Session(for_writing(engine)) as session,
+        session.begin(),
+    ):
+        take_turn(session)
+        return import_snapshot(session, manifest)
 
 
 def _make_folder(folder: Path) -> Path:

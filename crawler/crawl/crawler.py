@@ -91,6 +91,7 @@ class Crawler:
             FingerprintPool(self.options.processes) as fingerprints,
         ):
             started = time.monotonic()
+            self.progress.note(_announcement(self.hub, self.options))
             self.progress.watch_bytes(lambda: self.hub.usage.bytes)
             self.progress.report_listing(0)
             if killed is not None:
@@ -266,12 +267,18 @@ def _since(session: Session, options: CrawlOptions, scope: str, now: datetime) -
     return max(mark, EARLIEST) - OVERLAP
 
 
+def _announcement(hub: Hub, options: CrawlOptions) -> str:
+    bases = ", ".join(bases_of(options)) or "every base model"
+    return f"Crawling {hub.settings.endpoint} for adapters of {bases}"
+
+
 def preview_crawl(session: Session | None, hub: Hub, options: CrawlOptions, progress: Progress) -> Preview:
     """The repositories that a crawl would read, by requesting only the listings; writes nothing.
 
     Without a catalog every repository is new, and a base model has its built-in spellings.
     """
     counts = dict.fromkeys(("new", "changed", "unchanged"), 0)
+    progress.note(_announcement(hub, options))
     progress.watch_bytes(lambda: hub.usage.bytes)
     progress.report_listing(0)
     bases = table_with(store.spellings(session) if session is not None else ())

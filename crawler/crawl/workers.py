@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -49,10 +49,11 @@ class WorkerSettings:
     processes: int
 
 
-def work_for_crawl(worker: WorkerSettings) -> WorkReport:
+def work_for_crawl(worker: WorkerSettings, begin: Callable[[], None] = lambda: None) -> WorkReport:
     """Reads weights for the crawl at work until it is over; files are streamed through the data folder.
 
-    Raises UsageError for a catalog or a crawl that is not shared, NotFoundError if there is no crawl.
+    `begin` is called once it is certain that there is work. Raises UsageError for a catalog or a crawl that
+    is not shared, NotFoundError if there is no crawl.
     """
     stop = threading.Event()
     with (
@@ -62,6 +63,7 @@ def work_for_crawl(worker: WorkerSettings) -> WorkReport:
     ):
         with Session(engine) as session:
             crawl_id = shared_crawl(session, worker.hub)
+        begin()
         with (
             share_budget(hub, engine),
             temporary_store(worker.settings.data) as store,
@@ -71,11 +73,13 @@ def work_for_crawl(worker: WorkerSettings) -> WorkReport:
             return WorkReport(work.work(crawl_id, lambda: is_over(engine, crawl_id)))
 
 
-def work_by_ray(worker: WorkerSettings, count: int, address: str | None) -> WorkReport:
+def work_by_ray(
+    worker: WorkerSettings, count: int, address: str | None, begin: Callable[[], None] = lambda: None
+) -> WorkReport:
     """Starts `count` workers on the cluster at `address`, or on this machine; returns when the crawl is over.
 
-    A worker takes a core for each of its processes. Raises as `work_for_crawl` and `connect_ray`, and if no
-    worker could work.
+    A worker takes a core for each of its processes; `begin` as for `work_for_crawl`. Raises as that and
+    `connect_ray`, and if no worker could work.
     """
     require_extra("ray", "Work on several processes")
     with _open_shared(worker.settings) as engine, Session(engine) as session:
@@ -88,6 +92,7 @@ def work_by_ray(worker: WorkerSettings, count: int, address: str | None) -> Work
             raise UsageError(
                 f"No machine of the Ray cluster has {worker.processes} cores; use fewer `processes`."
             )
+        begin()
         task = ray.remote(num_cpus=worker.processes, max_retries=_RESTARTS)(_work_if_any)
         for reference in [task.remote(worker) for _ in range(count)]:
             try:

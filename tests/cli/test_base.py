@@ -105,13 +105,14 @@ def test_a_path_can_be_a_name(run: Program) -> None:
         pytest.param(["a/b"], "Missing argument", id="one-name"),
     ],
 )
-def test_names_that_cannot_be(words: list[str], told: str, run: Program) -> None:
+def test_names_that_cannot_be(words: list[str], told: str, data: Path, run: Program) -> None:
     before = rows(run)
     result = run("base", "add", *words)
     assert (result.exit_code, result.stdout) == (2, "")
     assert told in result.stderr
     assert result.stderr.replace("\n", "").isprintable()
     assert rows(run) == before
+    assert not data.exists()
 
 
 def test_case_76_a_note_cannot_steer_the_terminal(run: Program) -> None:

@@ -161,7 +161,7 @@ def test_weights_that_are_read_are_measured(hub: LocalHub, run: Program) -> None
 def test_case_92_a_second_crawl_at_the_same_time_is_1(hub: LocalHub, data: Path, run: Program) -> None:
     run(*CRAWL)
     with disposing(open_catalog(Settings.make(data=data), create=False)) as engine, writer_lock(engine):
-        result = run("-q", *CRAWL)
+        result = run(*CRAWL)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("Error: another process is writing to the catalog ")
     assert result.stderr.count("\n") == 1

@@ -462,5 +462,7 @@ def test_what_is_not_shared_is_refused(engine: Engine, catalog_url: str, tmp_pat
     lite = make_engine(f"sqlite:///{tmp_path / 'catalog.db'}")
     upgrade(lite)
     lite.dispose()
+    said: list[loradex.ProgressEvent] = []
     with loradex.open(tmp_path) as catalog, pytest.raises(UsageError, match="PostgreSQL"):
-        catalog.work_for_crawl()
+        catalog.work_for_crawl(progress=said.append)
+    assert said == []

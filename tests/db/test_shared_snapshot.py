@@ -251,6 +251,7 @@ def test_a_file_of_other_bytes_or_a_size_that_no_disk_has_changes_nothing(
         ("zoo/none", "private, or does not exist"),
         ("zoo/adapters@" + "0" * 40, "no longer has this commit"),
         ("zoo/empty", "is not a snapshot"),
+        (".", "give the folder of a snapshot"),
     ],
 )
 def test_what_is_no_snapshot_is_one_sentence(
@@ -259,6 +260,7 @@ def test_what_is_no_snapshot_is_one_sentence(
     (served.root / "datasets" / "zoo" / "empty").mkdir()
     with pytest.raises(loradex.LoradexError, match=words):
         loradex.open(tmp_path / "data").import_snapshot(source)
+    assert not (tmp_path / "data" / "catalog.db").exists()
 
 
 def test_a_folder_that_is_not_there_is_fetched_from_nobody(
