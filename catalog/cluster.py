@@ -22,8 +22,9 @@ def connect_ray(address: str | None, cores: int | None) -> Iterator[Any]:
     """The module `ray`, connected to the cluster at `address` until the end of the block.
 
     Without an address a cluster of this machine is started with `cores` cores, by default all, and ends with
-    the block. SIGTERM stays handled as before. Raises UsageError without the extra, where no cluster answers
-    or starts, and in a process that is connected to one already, which stays connected.
+    the block. SIGTERM stays handled as before, and Ray prints nothing. Raises UsageError without the extra,
+    where no cluster answers or starts, and in a process that is connected to one already, which stays
+    connected.
     """
     require_extra("ray", "Work on several processes")
     import ray
@@ -45,7 +46,8 @@ def connect_ray(address: str | None, cores: int | None) -> Iterator[Any]:
         place = f"No Ray cluster found at {address}" if address else "Ray did not start on this machine"
         raise UsageError(f"{place}: {error}") from error
     try:
-        yield ray
+        with _silenced(ray):
+            yield ray
     finally:
         ray.shutdown()
 
@@ -59,6 +61,18 @@ def _keep_handler() -> Iterator[None]:
     finally:
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def _silenced(ray: Any) -> Iterator[None]:
+    # Ray tells on standard output, where results are written, of workers that died; no option is against it.
+    printing = ray._private.worker
+    before = printing._worker_logs_enabled
+    printing._worker_logs_enabled = False
+    try:
+        yield
+    finally:
+        printing._worker_logs_enabled = before
 
 
 def _start_cluster(ray: Any, cores: int | None) -> None:

@@ -18,7 +18,8 @@ class FakeRay(SimpleNamespace):
     """The calls of Ray that connect, of which the first so many fail."""
 
     def __init__(self, failures: int, *, connected: bool = False) -> None:
-        super().__init__(failures=failures, connected=connected, calls=[])
+        printing = SimpleNamespace(worker=SimpleNamespace(_worker_logs_enabled=True))
+        super().__init__(failures=failures, connected=connected, calls=[], _private=printing)
 
     def is_initialized(self) -> bool:
         """Whether the process is connected."""
@@ -53,7 +54,9 @@ def test_a_cluster_of_this_machine_is_started_again(
     monkeypatch.setitem(sys.modules, "ray", FakeRay(failures))
     with connect_ray(None, 2) as ray:
         assert ray.calls == ["local", "shutdown"] * (starts - 1) + ["local"]
+        assert not ray._private.worker._worker_logs_enabled
     assert ray.calls[-1] == "shutdown"
+    assert ray._private.worker._worker_logs_enabled
 
 
 @pytest.mark.parametrize("address", [None, "a:1"])
