@@ -940,7 +940,7 @@ class Catalog:
         """Families of adapters: one owner's series, and the checkpoints of one run."""
         check_choice("verdict", verdict, ("accepted", "any"))
         with reading(self.settings) as session:
-            rows = list(likeness.adapters_with_fingerprint(session, refusing(rules), every=verdict == "any"))
+            rows = list(likeness.measured_copies(session, refusing(rules), every=verdict == "any"))
             family_list = families(rows, deltas=likeness.read_deltas(session))
             return Rows(family_rows(family_list, rows), FamilyRow, hidden_notes(session))
 

@@ -227,7 +227,7 @@ def compare_subjects(left: Subject, right: Subject) -> Comparison:
     )
 
 
-def group_rows(groups: Sequence[Group], adapters: Sequence[StoredAdapter | CopyRow]) -> Rows[GroupRow]:
+def group_rows(groups: Sequence[Group], adapters: Sequence[CopyRow]) -> Rows[GroupRow]:
     """Groups of duplicates as rows."""
     by_name = {row.adapter: row for row in adapters}
     return Rows(
@@ -239,7 +239,7 @@ def group_rows(groups: Sequence[Group], adapters: Sequence[StoredAdapter | CopyR
     )
 
 
-def family_rows(families: Sequence[Family], adapters: Sequence[StoredAdapter]) -> Rows[FamilyRow]:
+def family_rows(families: Sequence[Family], adapters: Sequence[CopyRow]) -> Rows[FamilyRow]:
     """Families as rows."""
     by_name = {row.adapter: row for row in adapters}
     return Rows(
@@ -251,7 +251,7 @@ def family_rows(families: Sequence[Family], adapters: Sequence[StoredAdapter]) -
     )
 
 
-def _marks(members: Sequence[str], adapters: Mapping[str, StoredAdapter | CopyRow]) -> dict[str, Any]:
+def _marks(members: Sequence[str], adapters: Mapping[str, CopyRow]) -> dict[str, Any]:
     """The members that the rules refuse, and those whose B A is not the whole update, with the reasons."""
     rows = [adapters[member] for member in members]
     return {

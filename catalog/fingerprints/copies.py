@@ -56,8 +56,8 @@ SAME_SKETCH = 0.999
 # Norms further apart than this are another scaling, not another data type.
 _SAME_NORM = 1.01
 _MOST_NORMS = 4
-# Rows of a tile of cosines and its numbers (1 MiB, which the processor's cache holds), and pairs whose
-# float64 rows are held at once.
+# Rows of a tile of cosines, or that are normalised at once, and numbers of a tile (1 MiB, which the
+# processor's cache holds); pairs whose float64 rows are held at once.
 _STRIP, _TILE = 256, 1 << 18
 _PAIRS = 1024
 # Links that are held at once, or twice those that are needed.
@@ -382,7 +382,7 @@ def unit_rows(
     usable = np.zeros(len(nodes), dtype=np.bool_)
     units = np.empty((0, 0), dtype=np.float32)
     vectors = iter(deltas([rows[node] for node in nodes]))
-    while batch := list(islice(vectors, _PAIRS)):
+    while batch := list(islice(vectors, _STRIP)):
         values = np.stack([vector for _, vector in batch]).astype(np.float64)
         # One product a row, as `numpy.linalg.norm` works it out.
         lengths = np.sqrt(np.array([row.dot(row) for row in values]))
@@ -390,7 +390,9 @@ def unit_rows(
         if not len(units):
             units = np.empty((len(nodes), values.shape[1]), dtype=np.float32)
         places = np.array([place for place, _ in batch])[can_be_compared]
-        units[places] = values[can_be_compared] / lengths[can_be_compared, None]
+        # Few are left out, of which a selection would copy all.
+        rest = values if can_be_compared.all() else values[can_be_compared]
+        units[places] = rest / lengths[can_be_compared, None]
         usable[places] = True
     measured = [node for node, is_usable in zip(nodes, usable.tolist(), strict=True) if is_usable]
     return measured, units if usable.all() or not len(units) else units[usable]

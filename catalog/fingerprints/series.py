@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from catalog.adapters import StoredAdapter
 from catalog.fingerprints.copies import (
+    Copy,
     Deltas,
     Link,
     all_roots,
@@ -46,6 +46,15 @@ _CHANGING = re.compile(
 )
 
 
+class Relative(Copy, Protocol):
+    """What families need to know of an adapter in addition."""
+
+    @property
+    def repository(self) -> str: ...
+    @property
+    def owner(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Family:
     """Adapters of one owner that belong together, sorted, under a name that a user can read, and why."""
@@ -55,7 +64,7 @@ class Family:
     why: str
 
 
-def families(copies: Iterable[StoredAdapter], *, deltas: Deltas = own_deltas) -> list[Family]:
+def families(copies: Iterable[Relative], *, deltas: Deltas = own_deltas) -> list[Family]:
     """The families of two and more adapters, sorted by name; every adapter is in at most one.
 
     Joined are the adapters of one repository (checkpoints, folders); an owner's repositories whose names are
@@ -100,7 +109,7 @@ class _Units:
         )
 
 
-def _units(rows: Sequence[StoredAdapter], deltas: Deltas) -> _Units:
+def _units(rows: Sequence[Relative], deltas: Deltas) -> _Units:
     # Modules of two base models have the same names and other meanings; an unknown base may be any.
     known = (node for node, row in enumerate(rows) if row.base is not None)
     groups = group_nodes(known, lambda node: (rows[node].owner, rows[node].base))
@@ -113,7 +122,7 @@ def series_name(name: str) -> str:
     return _CHANGING.sub("#", name)
 
 
-def _join_series(rows: Sequence[StoredAdapter], units: _Units, parents: list[int]) -> dict[int, str]:
+def _join_series(rows: Sequence[Relative], units: _Units, parents: list[int]) -> dict[int, str]:
     """Joins the series of each owner; gives the name of its series for each node that is in one."""
     series: dict[int, str] = {}
     names = [series_name(row.repository.rpartition("/")[2]) for row in rows]
@@ -126,7 +135,7 @@ def _join_series(rows: Sequence[StoredAdapter], units: _Units, parents: list[int
     return series
 
 
-def _is_series(rows: Sequence[StoredAdapter], units: _Units, nodes: Sequence[int]) -> bool:
+def _is_series(rows: Sequence[Relative], units: _Units, nodes: Sequence[int]) -> bool:
     """Whether updates in two of the repositories have the cosine of a series."""
     return any(
         rows[link.left].repository != rows[link.right].repository
@@ -136,7 +145,7 @@ def _is_series(rows: Sequence[StoredAdapter], units: _Units, nodes: Sequence[int
 
 
 def _family(
-    rows: Sequence[StoredAdapter], nodes: Sequence[int], series: Mapping[int, str], links: Sequence[Link]
+    rows: Sequence[Relative], nodes: Sequence[int], series: Mapping[int, str], links: Sequence[Link]
 ) -> Family:
     """The family of these nodes, which repositories, series and links of continued training joined."""
     repositories = Counter(rows[node].repository for node in nodes)

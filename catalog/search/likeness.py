@@ -147,6 +147,7 @@ class CopyRow(NamedTuple):
 
     id: int
     repository: str
+    owner: str
     subfolder: str
     base: str | None
     scaling: float | None
@@ -174,13 +175,8 @@ def with_weights(session: Session, refusing: Collection[str], *, every: bool = F
     Pickles are included: the digest of a file can be compared without opening it. `every` as for
     `adapters_with_fingerprint`.
     """
-    names = [name for name in CopyRow._fields if name != "is_refused"]
-    columns = [ALL_COLUMNS[name] for name in names]
     files = case((Adapter.weights_digest.is_(None), Adapter.files), else_=null())
-    refused = has_reason(refusing)
-    query = from_visible(select(*columns, refused.label("skipped"), files)).order_by(*BY_NAME)
-    query = query.outerjoin(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
-    for *values, listed in session.execute(query if every else query.where(~refused)):
+    for *values, listed in session.execute(_copies(refusing, every=every).add_columns(files)):
         row = CopyRow._make(values)
         if row.weights_digest is None:
             digests = {file["name"]: file["digest"] for file in listed or ()}
@@ -189,6 +185,28 @@ def with_weights(session: Session, refusing: Collection[str], *, every: bool = F
                 continue
             row = row._replace(weights_digest=digest)
         yield row
+
+
+def measured_copies(
+    session: Session, refusing: Collection[str], base: str | None = None, *, every: bool = False
+) -> Iterator[CopyRow]:
+    """The current adapters with a fingerprint, as rows to compare, sorted by name; arguments as for
+    `adapters_with_fingerprint`.
+    """
+    query = _with_fingerprint(_copies(refusing, every=every))
+    if base is not None:
+        query = query.where(BaseModelRow.canonical == base)
+    for row in session.execute(query):
+        yield CopyRow(*row)
+
+
+def _copies(refusing: Collection[str], *, every: bool) -> Select[Any]:
+    """The columns of `CopyRow` of current adapters."""
+    refused = has_reason(refusing)
+    columns = [ALL_COLUMNS[name] for name in CopyRow._fields if name != "is_refused"]
+    query = from_visible(select(*columns, refused.label("skipped"))).order_by(*BY_NAME)
+    query = query.outerjoin(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
+    return query if every else query.where(~refused)
 
 
 def candidate_copies(session: Session, rows: Sequence[Any]) -> list[CopyRow]:
@@ -201,7 +219,8 @@ def candidate_copies(session: Session, rows: Sequence[Any]) -> list[CopyRow]:
     tensors: dict[str, str | None] = dict(session.execute(query).all())
     return [
         CopyRow(
-            *(row.id, row.repository, row.subfolder, row.base, None, None, None, row.scaling_pattern),
+            *(row.id, row.repository, row.owner, row.subfolder, row.base, None, None, None),
+            row.scaling_pattern,
             *(row.weights_digest, tensors.get(row.weights_digest), False),
         )
         for row in rows

@@ -154,9 +154,7 @@ def _limits(question: Question, rows: Sequence[CandidateRow], sources: Sources) 
         )
     if question.per_family:
         # A series may extend beyond the filter.
-        measured_rows = list(
-            likeness.adapters_with_fingerprint(sources.session, sources.refusing, rows[0].base)
-        )
+        measured_rows = list(likeness.measured_copies(sources.session, sources.refusing, rows[0].base))
         family_list = families(measured_rows, deltas=likeness.read_deltas(sources.session))
         members = {name: family.name for family in family_list for name in family.members}
     return PoolLimits(

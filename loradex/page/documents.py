@@ -449,7 +449,8 @@ class Documents:
                 kept={blob.sha256 for blob in blobs.blobs()},
             )
             groups = group_rows(found, rows)
-            measured = self.measured_rows(session)
+            copies = likeness.measured_copies(session, refusing("ours"), every=True)
+            measured = [row for row in copies if row.adapter in self.names]
             found_families = families(measured, deltas=likeness.read_deltas(session))
             series = family_rows(found_families, measured)
         marks = ("skipped", "partial")
