@@ -94,10 +94,11 @@ SECRET = {
 }
 
 
-@pytest.fixture
-def telling(own_catalog: loradex.Catalog) -> loradex.Catalog:
-    """A catalog whose pools, scores, crawls and notes name a private, a gated and a hidden adapter."""
-    catalog, reference = own_catalog, "ann/one"
+@pytest.fixture(scope="module")
+def telling(page_data: Path, tmp_path_factory: pytest.TempPathFactory) -> loradex.Catalog:
+    """A catalog, to be read, whose pools, scores and notes name a private, a gated and a hidden adapter."""
+    data = shutil.copytree(page_data, tmp_path_factory.mktemp("telling") / "data")
+    catalog, reference = loradex.open(data), "ann/one"
     catalog.add_base_name("acme/tiny", "mine/base-of-mine")
     catalog.annotate([reference], tags=["mine-alone"], note="words-of-mine")
     catalog.hide("ann/two")
