@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,9 +112,9 @@ def served(page_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """One Chromium for all tests; skips where there is none."""
-    path = next(filter(None, map(shutil.which, _browsers())), None)
+    path = shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
-        pytest.skip("no browser: set LORADEX_CHROMIUM, or install chromium")
+        pytest.skip("no browser: install chromium")
     sync_api = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed: pip install playwright"
     )
@@ -123,10 +122,6 @@ def browser() -> Iterator[Any]:
         running = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield running
         running.close()
-
-
-def _browsers() -> tuple[str, ...]:
-    return os.environ.get("LORADEX_CHROMIUM", ""), "chromium", "google-chrome"
 
 
 @pytest.fixture
