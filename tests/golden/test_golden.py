@@ -81,7 +81,9 @@ def test_what_is_replaced_is_narrow() -> None:
     assert without_wording('{"help": "a \\"b\\"", "kind": "c"}', ("help",)) == '{"help": "TEXT", "kind": "c"}'
 
 
-def test_a_long_record_names_its_keys() -> None:
+def test_a_long_record_names_its_keys_and_not_its_numbers() -> None:
+    timed = json.dumps({"seconds": 1.5, "name": "x" * 5000})
+    assert compact(normalise(timed, {})).splitlines()[1] == "keys: name, seconds"
     text = json.dumps([{"first": {"second": [{"third": "x" * 5000}]}}])
     assert compact(text).splitlines()[1] == "keys: first, second, third"
     assert "third" in outline(compact(text)).splitlines()
