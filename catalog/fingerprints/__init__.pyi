@@ -1,6 +1,7 @@
 from .copies import (
     LEVELS,
     Group,
+    RepresentativesOnDemand,
     cosines,
     duplicates,
     near_pairs,
@@ -36,6 +37,7 @@ __all__ = [
     "FingerprintPool",
     "Group",
     "Measurement",
+    "RepresentativesOnDemand",
     "cosines",
     "duplicates",
     "exact_cosine",

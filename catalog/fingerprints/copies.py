@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -56,12 +57,14 @@ SAME_SKETCH = 0.999
 # Norms further apart than this are another scaling, not another data type.
 _SAME_NORM = 1.01
 _MOST_NORMS = 4
-# Rows of a tile of cosines, or that are normalised at once, and numbers of a tile (1 MiB, which the
-# processor's cache holds); pairs whose float64 rows are held at once.
+# Rows of a tile of cosines and its numbers (1 MiB), and rows and pairs that are held in float64: what the
+# processor's cache holds.
 _STRIP, _TILE = 256, 1 << 18
-_PAIRS = 1024
+_PAIRS = 256
 # Links that are held at once, or twice those that are needed.
 _MOST_LINKS = 1 << 17
+# The updates that are compared with all others one by one, before all pairs are compared at once.
+_MOST_ASKED = 1000
 # The least size of a vector's head, and the part of the cosines that heads may leave; more is multiplied in
 # full.
 _LEAST_HEAD, _FEW = 16, 100
@@ -133,6 +136,108 @@ def representatives(
     rows, roots, _ = _join(copies, level, exact, deltas, kept)
     every = list(roots.values())[-1]
     return {row.adapter: rows[every[node]].adapter for node, row in enumerate(rows)}
+
+
+class RepresentativesOnDemand(Mapping[str, str]):
+    """`representatives` up to level delta, worked out for an adapter when it is asked for.
+
+    A pool asks for the few adapters that may become members: each is compared with all others, and so is
+    every adapter that is joined with it. After `_MOST_ASKED` that were compared, all groups are formed.
+    """
+
+    def __init__(
+        self,
+        copies: Iterable[Copy],
+        exact: Exact | None = None,
+        *,
+        deltas: Deltas | None = None,
+        kept: Collection[str] | None = None,
+    ) -> None:
+        self._exact, self._deltas, self._kept = exact, deltas, kept
+        # Below the bound of sketches, only pairs that can be compared exactly count.
+        exactly = exact is not None and (kept is None or len(kept) > 0)
+        self._at_least = CANDIDATE if exactly else SAME_SKETCH
+        self._rows, roots, _ = _join(copies, "tensor", None, None, None)
+        self._roots = roots["tensor"]
+        self._nodes = {row.adapter: node for node, row in enumerate(self._rows)}
+        # The name of the group, by the root of adapters with the same tensors.
+        self._found: dict[int, str] = {}
+        self._asked = 0
+
+    def __getitem__(self, name: str) -> str:
+        start = self._roots[self._nodes[name]]
+        if start not in self._found:
+            self._find(start)
+        return self._found[start]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._nodes)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    @cached_property
+    def _places(self) -> dict[int, list[tuple[_Updates, int]]]:
+        """Where the updates of adapters with the same tensors are, by their root."""
+        places: dict[int, list[tuple[_Updates, int]]] = {}
+        for nodes in _with_update(self._rows, self._roots, self._deltas):
+            measured, units = unit_rows(self._rows, nodes, self._deltas or own_deltas)
+            updates = _Updates(measured, units, _heads(units, self._at_least), self._at_least)
+            for place, node in enumerate(measured):
+                places.setdefault(self._roots[node], []).append((updates, place))
+        return places
+
+    def _find(self, start: int) -> None:
+        """Finds all that is joined with the adapters of a root."""
+        joined, waiting = {start}, [start]
+        while waiting:
+            for updates, place in self._places.get(waiting.pop(), ()):
+                self._asked += 1
+                if self._asked > _MOST_ASKED:
+                    self._find_all()
+                    return
+                for other, cosine in updates.near(place):
+                    to = self._roots[other]
+                    if to not in joined and self._is_same(updates.nodes[place], other, cosine):
+                        joined.add(to)
+                        waiting.append(to)
+        # The root of a part is its smallest node.
+        self._found |= dict.fromkeys(joined, self._rows[min(joined)].adapter)
+
+    def _find_all(self) -> None:
+        names = representatives(self._rows, "delta", self._exact, deltas=self._deltas, kept=self._kept)
+        self._found |= {root: names[self._rows[root].adapter] for root in self._roots}
+
+    def _is_same(self, left: int, right: int, cosine: float) -> bool:
+        pair = [self._rows[node] for node in sorted((left, right))]
+        kept = self._kept is None or all(row.weights_digest in self._kept for row in pair)
+        if cosine < SAME_SKETCH and not kept:
+            return False
+        exactly = self._exact(pair[0].adapter, pair[1].adapter) if self._exact else None
+        return cosine >= SAME_SKETCH if exactly is None else exactly >= SAME_EXACT
+
+
+@dataclass(frozen=True)
+class _Updates:
+    """The nodes of one base model that have an update to compare, the normalised updates, and their heads for
+    a least cosine.
+    """
+
+    nodes: Sequence[int]
+    units: NDArray[np.float32]
+    heads: NDArray[np.float32]
+    at_least: float
+
+    def near(self, place: int) -> list[tuple[int, float]]:
+        """The other nodes with at least that cosine with the one at a place, and the cosines."""
+        import numpy as np
+
+        least = self.at_least - rounding(self.units.shape[1])
+        places = np.flatnonzero(self.heads @ self.heads[place] >= least)
+        places = places[places != place]
+        values = cosines(self.units[places], self.units[place])
+        near = zip(places.tolist(), values.tolist(), strict=True)
+        return [(self.nodes[other], value) for other, value in near if value >= self.at_least]
 
 
 def _join(
@@ -316,14 +421,8 @@ def _join_alike(
     kept: Collection[str] | None,
 ) -> list[Link]:
     """Joins nodes with the same update; returns the links used."""
-    # Copies of one file under one pattern of scalings have one vector: it is compared once.
-    first: dict[object, int] = {}
-    for node, row in enumerate(rows):
-        # Modules of two base models have the same names and other meanings; an unknown base may be any.
-        if row.base is not None and (deltas is not None or _own_delta(row) is not None):
-            first.setdefault((row.base, root(parents, node), row.key or row.adapter), node)
     candidates: list[Link] = []
-    for nodes in group_nodes(sorted(first.values()), lambda node: rows[node].base):
+    for nodes in _with_update(rows, all_roots(parents), deltas):
         measured, units = unit_rows(rows, nodes, deltas or own_deltas)
         exactly = [n for n, node in enumerate(measured) if kept is None or rows[node].weights_digest in kept]
         if exact is None:
@@ -349,6 +448,17 @@ def _join_alike(
                 join(parents, link.left, link.right)
                 links.append(link)
     return links
+
+
+def _with_update(rows: Sequence[Copy], roots: Sequence[int], deltas: Deltas | None) -> list[list[int]]:
+    """The nodes whose updates are compared, of each base model; one of those with one root and vector."""
+    first: dict[object, int] = {}
+    for node, row in enumerate(rows):
+        # Modules of two base models have the same names and other meanings; an unknown base may be any.
+        if row.base is not None and (deltas is not None or _own_delta(row) is not None):
+            # Copies of one file under one pattern of scalings have one vector: it is compared once.
+            first.setdefault((row.base, roots[node], row.key or row.adapter), node)
+    return group_nodes(sorted(first.values()), lambda node: rows[node].base)
 
 
 def links_above(
@@ -382,18 +492,17 @@ def unit_rows(
     usable = np.zeros(len(nodes), dtype=np.bool_)
     units = np.empty((0, 0), dtype=np.float32)
     vectors = iter(deltas([rows[node] for node in nodes]))
-    while batch := list(islice(vectors, _STRIP)):
-        values = np.stack([vector for _, vector in batch]).astype(np.float64)
+    while batch := list(islice(vectors, _PAIRS)):
+        values = np.array([vector for _, vector in batch], dtype=np.float64)
         # One product a row, as `numpy.linalg.norm` works it out.
         lengths = np.sqrt(np.array([row.dot(row) for row in values]))
         can_be_compared = np.isfinite(lengths) & (lengths > 0)
+        lengths[~can_be_compared] = 1.0
+        values /= lengths[:, None]
         if not len(units):
             units = np.empty((len(nodes), values.shape[1]), dtype=np.float32)
-        places = np.array([place for place, _ in batch])[can_be_compared]
-        # Few are left out, of which a selection would copy all.
-        rest = values if can_be_compared.all() else values[can_be_compared]
-        units[places] = rest / lengths[can_be_compared, None]
-        usable[places] = True
+        places = [place for place, _ in batch]
+        units[places], usable[places] = values, can_be_compared
     measured = [node for node, is_usable in zip(nodes, usable.tolist(), strict=True) if is_usable]
     return measured, units if usable.all() or not len(units) else units[usable]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from catalog.adapters import Engine, bases, objection
 from catalog.errors import NotFoundError, UsageError
-from catalog.fingerprints import families, representatives
+from catalog.fingerprints import RepresentativesOnDemand, families, representatives
 from catalog.pools import Manifest, check_name
 from catalog.query import parse, to_text
 from catalog.search import likeness
@@ -142,16 +142,18 @@ def _check_question(question: Question) -> Strategy:
 
 def _limits(question: Question, rows: Sequence[CandidateRow], sources: Sources) -> PoolLimits:
     """The limits of a question, with the groups and families that it requires."""
-    groups = members = None
-    if question.distinct:
+    groups: Mapping[str, str] | None = None
+    members = None
+    if question.distinct == "delta":
         copies = likeness.candidate_copies(sources.session, rows)
-        groups = representatives(
+        groups = RepresentativesOnDemand(
             copies,
-            question.distinct,
             likeness.exact_delta(sources.session, copies, sources.blobs),
             deltas=likeness.read_deltas(sources.session),
             kept={blob.sha256 for blob in sources.blobs.blobs()},
         )
+    elif question.distinct:
+        groups = representatives(likeness.candidate_copies(sources.session, rows), question.distinct)
     if question.per_family:
         # A series may extend beyond the filter.
         measured_rows = list(likeness.measured_copies(sources.session, sources.refusing, rows[0].base))

@@ -23,6 +23,7 @@ from catalog.errors import UsageError
 from catalog.fingerprints.copies import (
     SAME_SKETCH,
     Group,
+    RepresentativesOnDemand,
     cosines,
     duplicates,
     near_pairs,
@@ -339,6 +340,26 @@ def test_exact_values_of_kept_files_and_read_vectors_give_the_same_groups() -> N
         read = lambda part: [(n, deltas[row.adapter]) for n, row in enumerate(part)][::-1]  # noqa: E731
         assert duplicates(plain, exact=exact, deltas=read, kept=kept) == groups[-1]
     assert len({str(found) for found in groups}) == len(groups)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0, 5, 1000]), st.booleans(), st.randoms())
+def test_representatives_that_are_asked_for_are_those_of_all(
+    seed: int, most: int, by_files: bool, random: Any
+) -> None:
+    rows = random_copies(seed)
+    digests = {row.adapter: row.weights_digest for row in rows}
+    kept = {digest for digest in digests.values() if random.random() < 0.7} if by_files else None
+
+    def exact(left: str, right: str) -> float | None:
+        both_kept = kept is not None and {digests[left], digests[right]} <= kept
+        return (0.5, 1.0)[(len(left) + len(right)) % 2] if both_kept else None
+
+    expected = representatives(rows, exact=exact if by_files else None, kept=kept)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("catalog.fingerprints.copies._MOST_ASKED", most)
+        asked = RepresentativesOnDemand(rows, exact if by_files else None, kept=kept)
+        assert {name: asked[name] for name in random.sample(list(asked), len(asked))} == expected
 
 
 @settings(max_examples=60, deadline=None)
