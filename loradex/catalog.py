@@ -980,7 +980,7 @@ class Catalog:
             >>> catalog.map("map.svg", colour="rank").path.name
             'map.svg'
         """
-        from catalog.pictures import layout, map_picture
+        from catalog.pictures import layout_blocks, map_picture
 
         check_choice("verdict", verdict, ("accepted", "any"))
         check_choice("colour", colour, COLOURS)
@@ -995,11 +995,11 @@ class Catalog:
                 raise NotFoundError(
                     f"A map takes two fingerprints of {base or 'one base model'}; crawl some."
                 )
-            vectors = matrix(Fingerprints(session, space), [row.key for row in rows])
+            points = layout_blocks(Fingerprints(session, space).vectors([row.key for row in rows]), seed)
         with reporting(progress) as report:
             report(ProgressEvent("drawing", 0, 1))
             map_picture(
-                layout(vectors, seed=seed),
+                points,
                 [row.adapter for row in rows],
                 [COLOURS[colour](row) for row in rows],
                 title=f"Adapters of {base or 'unknown base models'}, by {space} sketch",

@@ -18,7 +18,7 @@ from .canvas import (
 )
 from .map import map_picture
 from .merge import merge_picture
-from .positions import layout
+from .positions import layout, layout_blocks
 
 __all__ = [
     "FAINT",
@@ -35,6 +35,7 @@ __all__ = [
     "fit_text",
     "inches",
     "layout",
+    "layout_blocks",
     "map_picture",
     "merge_picture",
     "number",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,35 +46,69 @@ def layout(vectors: NDArray[Any], seed: int = 0) -> Floats:
     give the same points on one machine, however many threads it has. Raises UsageError if the input is not a
     matrix, or if the extra `plot` is not installed.
     """
-    require_extra("plot", "A map")
     vectors = np.asarray(vectors)
     vectors = vectors.astype(np.result_type(vectors.dtype, np.float32), copy=False)
     if vectors.ndim != 2:
         raise UsageError("A map requires a matrix with one vector per row.")
-    units, placed = _directions(vectors)
-    points = np.full((len(vectors), 2), np.nan)
-    if len(units):
-        points[placed] = _points(units, seed)
+    return layout_blocks((vectors[at : at + _CHUNK] for at in range(0, len(vectors), _CHUNK)), seed)
+
+
+def layout_blocks(blocks: Iterable[NDArray[Any]], seed: int = 0) -> Floats:
+    """The same for vectors that come in blocks of rows: those that have a direction lie in a temporary file
+    meanwhile, so that memory does not grow with them.
+
+    Raises UsageError if the extra `plot` is not installed.
+    """
+    require_extra("plot", "A map")
+    with TemporaryFile(prefix="loradex-") as file:
+        placed = [np.zeros(0, bool)]
+        size = 0
+        for block in blocks:
+            units, has_direction = _directions(block)
+            file.write(units.tobytes())
+            placed.append(has_direction)
+            size = block.shape[1]
+        is_placed = np.concatenate(placed)
+        points = np.full((len(is_placed), 2), np.nan)
+        if is_placed.any():
+            points[is_placed] = _points(_StoredRows(file, int(is_placed.sum()), size), seed)
     return points
 
 
-def _directions(vectors: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+class _StoredRows:
+    """The rows of a matrix (count, size) of float32 in a file."""
+
+    def __init__(self, file: IO[bytes], count: int, size: int) -> None:
+        self._file, self._count, self._size = file, count, size
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, places: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        if isinstance(places, slice):
+            first, end, _ = places.indices(self._count)
+            return self._read(first, end - first)
+        return np.concatenate([self._read(place, 1) for place in places.tolist()])
+
+    def _read(self, first: int, count: int) -> NDArray[np.float32]:
+        self._file.seek(4 * self._size * first)
+        rows = np.frombuffer(self._file.read(4 * self._size * count), np.float32)
+        return rows.reshape(count, self._size)
+
+
+def _directions(rows: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """The rows that have a direction, scaled to length one, and which those are."""
-    units = np.zeros(vectors.shape, np.float32)
-    placed = np.zeros(len(vectors), bool)
-    for first in range(0, len(vectors), _CHUNK):
-        rows = vectors[first : first + _CHUNK]
-        rows = np.where(np.isfinite(rows).all(axis=1, keepdims=True), rows, 0)
-        # Divided by the largest number first, so that no square overflows or vanishes.
-        largest = np.abs(rows).max(axis=1, keepdims=True, initial=0)
-        rows = rows / np.where(largest > 0, largest, 1)
-        length = np.linalg.norm(rows, axis=1, keepdims=True)
-        units[first : first + _CHUNK] = rows / np.where(length > 0, length, 1)
-        placed[first : first + _CHUNK] = largest[:, 0] > 0
-    return (units if placed.all() else units[placed]), placed
+    rows = np.where(np.isfinite(rows).all(axis=1, keepdims=True), rows, 0)
+    # Divided by the largest number first, so that no square overflows or vanishes.
+    largest = np.abs(rows).max(axis=1, keepdims=True, initial=0)
+    rows = rows / np.where(largest > 0, largest, 1)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    units = (rows / np.where(length > 0, length, 1)).astype(np.float32)
+    placed = largest[:, 0] > 0
+    return units[placed], placed
 
 
-def _points(units: NDArray[np.float32], seed: int) -> Floats:
+def _points(units: _StoredRows, seed: int) -> Floats:
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     # Sums made by several threads differ from run to run, and t-SNE amplifies that.
@@ -113,7 +148,7 @@ def _tsne(units: NDArray[np.float32], start: Floats, seed: int) -> Floats:
     return np.asarray(embedding, dtype=np.float64)
 
 
-def _among(units: NDArray[np.float32], landmarks: NDArray[np.float32], points: Floats) -> Floats:
+def _among(units: _StoredRows, landmarks: NDArray[np.float32], points: Floats) -> Floats:
     """Each vector between its nearest landmarks, each of which weighs by one over its squared distance."""
     placed = np.empty((len(units), 2))
     for first in range(0, len(units), _CHUNK):

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from catalog.adapters import (
     USES,
     AdapterReference,
-    StoredAdapter,
     adapter_name,
     load_engines,
     objection,
@@ -57,7 +56,7 @@ if TYPE_CHECKING:
     from catalog.adapters import Engine
     from catalog.database import Session
     from catalog.pools import Manifest
-    from catalog.search import Neighbour, SearchHit
+    from catalog.search import CopyRow, Neighbour, SearchHit
     from loradex.rows import SearchRow
 
 FORMAT = "loradex-page/1"
@@ -421,16 +420,16 @@ class Documents:
 
         return document
 
-    def measured_rows(self, session: Session) -> list[StoredAdapter]:
-        """The adapters of the list that have a fingerprint."""
-        rows = likeness.adapters_with_fingerprint(session, refusing("ours"), every=True)
+    def measured_rows(self, session: Session, base: str | None = None) -> list[CopyRow]:
+        """The adapters of the list that have a fingerprint, of one base model or of all."""
+        rows = likeness.measured_copies(session, refusing("ours"), base, every=True)
         return [row for row in rows if row.adapter in self.names]
 
     def _points(self, base: int, kind: str) -> bytes:
         if base >= len(self.bases):
             raise NotFoundError(f"The list has {len(self.bases)} base models; use a number below that.")
         with reading(self.settings) as session:
-            rows = [row for row in self.measured_rows(session) if row.base == self.bases[base]]
+            rows = self.measured_rows(session, self.bases[base])
             return points.points_document(session, rows, self.names, likeness.kind(kind), self.settings.index)
 
     def _groups(self) -> bytes:
@@ -449,8 +448,7 @@ class Documents:
                 kept={blob.sha256 for blob in blobs.blobs()},
             )
             groups = group_rows(found, rows)
-            copies = likeness.measured_copies(session, refusing("ours"), every=True)
-            measured = [row for row in copies if row.adapter in self.names]
+            measured = self.measured_rows(session)
             found_families = families(measured, deltas=likeness.read_deltas(session))
             series = family_rows(found_families, measured)
         marks = ("skipped", "partial")

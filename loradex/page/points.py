@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from catalog.files import replace_file
-from catalog.pictures import layout
-from catalog.search import Fingerprints, matrix
+from catalog.pictures import layout_blocks
+from catalog.search import Fingerprints
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from catalog.adapters import StoredAdapter
     from catalog.database import Session
+    from catalog.search import CopyRow
 
 # The place of an adapter that has none; coordinates are within -EXTENT and EXTENT.
 NOWHERE = -32768
@@ -31,7 +31,7 @@ _REVISION = 1
 
 def points_document(
     session: Session,
-    rows: Sequence[StoredAdapter],
+    rows: Sequence[CopyRow],
     places: Mapping[str, int],
     kind: Literal["delta", "output"],
     index: Path,
@@ -63,7 +63,7 @@ def points_document(
 
 
 def _kept_layout(
-    session: Session, rows: Sequence[StoredAdapter], kind: Literal["delta", "output"], index: Path
+    session: Session, rows: Sequence[CopyRow], kind: Literal["delta", "output"], index: Path
 ) -> NDArray[np.float32]:
     """The points (n, 2) of these adapters, read from the folder or made and kept there."""
     import numpy as np
@@ -77,7 +77,7 @@ def _kept_layout(
         kept = np.frombuffer(file.read_bytes(), "<f4")
         if kept.size == 2 * len(rows):
             return kept.reshape(-1, 2)
-    points = layout(matrix(Fingerprints(session, kind), keys)).astype("<f4")
+    points = layout_blocks(Fingerprints(session, kind).vectors(keys)).astype("<f4")
     with suppress(OSError):
         index.mkdir(parents=True, exist_ok=True)
         with replace_file(file) as new:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalog.errors import UsageError
-from catalog.pictures.positions import FEWEST, layout, leader, name_places
+from catalog.pictures.positions import FEWEST, layout, layout_blocks, leader, name_places
 
 pytestmark = pytest.mark.slow
 
@@ -134,6 +134,19 @@ def test_more_vectors_than_landmarks_join_their_groups(monkeypatch: pytest.Monke
     assert (layout(vectors) == points).all()
     # The sample is drawn by the seed.
     assert not (layout(vectors, seed=1) == points).all()
+
+
+@pytest.mark.parametrize("count", [1, 9, 40, 90])
+def test_blocks_have_the_layout_of_their_matrix(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr("catalog.pictures.positions.LANDMARKS", 60)
+    vectors, _ = groups(count, of=6)
+    vectors[0] = 0
+    blocks = iter([vectors[:5], vectors[5:5], vectors[5:8], vectors[8:]])
+    assert np.array_equal(layout_blocks(blocks), layout(vectors), equal_nan=True)
+
+
+def test_no_blocks_have_no_points() -> None:
+    assert layout_blocks(iter(())).shape == (0, 2)
 
 
 # Names.
