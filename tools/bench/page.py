@@ -1,8 +1,10 @@
 """The page of a generated catalog: the first start, the next ones, and an export, against reading the rows.
 
-Run as `python -m tools.bench.page [--data DIR | --count N] [--where FILTER]`; DIR is what
+Run as `python -m tools.bench.page [--data DIR | --count N] [--where FILTER | --browser]`; DIR is what
 `tools.generated_catalog` made. Prints processor seconds of one thread, and each as a ratio of what
 `Catalog.iterate_adapters` takes for the same adapters in the same run; then the size of an export.
+With `--browser` it opens the page in Chromium instead, and prints the processor time of its main thread
+for the first list, for filters and for an order, and when the first paint was.
 """
 
 from __future__ import annotations
@@ -16,13 +18,19 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import loradex
-from loradex.page import Documents, export_page
+from crawler.localhub import LocalServer
+from loradex.page import Documents, create_app, export_page
+from loradex.page.server import Site
 from tools.generated_catalog import generate
 
 T = TypeVar("T")
+# What `--browser` filters by; a word is looked for in the cards by the server.
+FILTERS = ("rank:16..32", "license:mit -owner:owner1", "downloads:5.. verdict:accepted", "tusro")
+# How often it measures, and the milliseconds until a view is surely drawn.
+ROUNDS, SETTLED = 3, 2500
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -32,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", help="a data folder of tools.generated_catalog")
     parser.add_argument("--count", type=int, default=5000, help="adapters to generate without --data")
     parser.add_argument("--where", default="rank:64", help="the adapters of the export")
+    parser.add_argument("--browser", action="store_true", help="measure the page in Chromium")
     options = parser.parse_args(argv)
     if "OMP_NUM_THREADS" not in os.environ:
         command = [sys.executable, "-m", "tools.bench.page", *(argv if argv is not None else sys.argv[1:])]
@@ -40,8 +49,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         data = Path(options.data or place)
         if options.data is None:
             generate(data, options.count)
-        measure(loradex.open(data), options.where, Path(place) / "export")
+        if options.browser:
+            browse(loradex.open(data))
+        else:
+            measure(loradex.open(data), options.where, Path(place) / "export")
     return 0
+
+
+def browse(catalog: loradex.Catalog) -> None:
+    """Prints what the browser takes for the list of one catalog."""
+    from playwright.sync_api import sync_playwright
+
+    site = Site(catalog)
+    site.warm()
+    with LocalServer(lambda: create_app(site)) as server, sync_playwright() as playwright:
+        path = shutil.which(os.environ.get("LORADEX_CHROMIUM", "chromium"))
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        for _ in range(ROUNDS):
+            page = browser.new_context(viewport={"width": 1400, "height": 900}).new_page()
+            session = page.context.new_cdp_session(page)
+            session.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+            def busy(session: Any = session) -> float:
+                metrics = session.send("Performance.getMetrics")["metrics"]
+                return float(next(row["value"] for row in metrics if row["name"] == "TaskDuration"))
+
+            page.goto(f"{server.url}/?p=list")
+            page.wait_for_selector(".view .window .tr")
+            page.wait_for_timeout(SETTLED)
+            paint = page.evaluate("performance.getEntriesByType('paint')[0].startTime")
+            sys.stdout.write(f"{'list':32}{busy():9.2f} s, first paint after {paint / 1000:.2f} s\n")
+            for where in FILTERS:
+                before = busy()
+                page.fill("#where", where)
+                page.wait_for_timeout(SETTLED)
+                sys.stdout.write(f"{where:32}{busy() - before:9.2f} s\n")
+            page.fill("#where", "")
+            page.wait_for_timeout(SETTLED)
+            before = busy()
+            page.locator(".head button", has_text="downloads").click()
+            page.wait_for_timeout(SETTLED)
+            sys.stdout.write(f"{'by downloads':32}{busy() - before:9.2f} s\n")
+            page.context.close()
+        browser.close()
 
 
 def measure(catalog: loradex.Catalog, where: str, folder: Path) -> None:
