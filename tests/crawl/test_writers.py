@@ -117,14 +117,16 @@ def test_a_crawl_after_one_that_was_killed_says_so_and_goes_on(
     progress, later = silent(), silent()
     report = crawl(hub.url, engine, tmp_path, progress=progress)
     assert (report["status"], report["new"]) == ("complete", 2)
-    notes = [call.args[0] for call in progress.note.call_args_list]  # type: ignore[attr-defined]
+    announced = f"Crawling {hub.url} for adapters of every base model"
+    first, *notes = [call.args[0] for call in progress.note.call_args_list]  # type: ignore[attr-defined]
+    assert first == announced
     says = (
         rf"the crawl by \S+@\S+, process {number}, since .* UTC, reading, \d of 2 repositories, did not end"
     )
     assert [bool(re.match(says, note)) for note in notes[:1]] == [True]
     assert notes[1].startswith("continuing the crawl")
     crawl(hub.url, engine, tmp_path, progress=later)
-    later.note.assert_not_called()  # type: ignore[attr-defined]
+    later.note.assert_called_once_with(announced)  # type: ignore[attr-defined]
 
 
 def test_the_lock_of_another_command_is_no_killed_crawl(

@@ -30,8 +30,10 @@ from catalog.database import (
     Repository,
     SavedPool,
     TableBase,
+    disposing,
     for_writing,
     frontier,
+    open_catalog,
     open_existing,
     store,
 )
@@ -492,6 +494,8 @@ def test_a_snapshot_that_is_not_as_it_says_changes_nothing(
     folder = shutil.copytree(exported, tmp_path / "snapshot")
     alter(folder)
     catalog = loradex.Catalog(Settings.make(data=tmp_path / "data", catalog_url=None, rules_file=None))
+    with disposing(open_catalog(catalog.settings, create=True)):
+        pass
     with pytest.raises(CatalogError, match=words):
         catalog.import_snapshot(folder)
     assert catalog.status().repositories == 0
