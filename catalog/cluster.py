@@ -46,7 +46,7 @@ def connect_ray(address: str | None, cores: int | None) -> Iterator[Any]:
         place = f"No Ray cluster found at {address}" if address else "Ray did not start on this machine"
         raise UsageError(f"{place}: {error}") from error
     try:
-        with _silenced(ray):
+        with _silence(ray):
             yield ray
     finally:
         ray.shutdown()
@@ -64,8 +64,9 @@ def _keep_handler() -> Iterator[None]:
 
 
 @contextmanager
-def _silenced(ray: Any) -> Iterator[None]:
-    # Ray tells on standard output, where results are written, of workers that died; no option is against it.
+def _silence(ray: Any) -> Iterator[None]:
+    """Keeps Ray from printing on standard output, where results are written, that workers died."""
+    # No option of Ray turns this off.
     printing = ray._private.worker
     before = printing._worker_logs_enabled
     printing._worker_logs_enabled = False

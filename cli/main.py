@@ -319,3 +319,5 @@ def _set_up_logging(quiet: bool, verbose: int) -> None:
         logger.setLevel(level)
         logger.handlers = [_LogLines()]
         logger.propagate = False
+    # The pool logs what it cannot close, as after an interrupt, with a traceback; statements raise.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.WARNING if verbose else logging.CRITICAL)

@@ -220,7 +220,7 @@ def _check_sets(study: Study) -> None:
         return
     for name, pool in study.pools.items():
         if pool.by == "set" and pool.k is not None and pool.k > sets.size:
-            raise WrongError(("pools", name, "k"), f"a set has {sets.size} members")
+            raise WrongError(("pools", name, "k"), f"a set has {sets.size} members; lower k")
     _check_named_sets(sets, len(study.seeds))
     for name, method in study.methods.items():
         if method.tasks is not None:

@@ -240,9 +240,9 @@ class _GridBuilder:
         named = sets.named[number] if number < len(sets.named) else None
         members, judges = self._draw_set(sets, seed, named)
         if k is None:
-            return self._step("set", {"adapters": self._named(members)})
+            return self._step("set", {"adapters": self._digest_rows(members)})
         tasks = {task: self._measure_step(self.tasks[task], seed, members) for task in judges["own"]}
-        return self._step("set", {"adapters": self._named(members), "k": k}, tasks)
+        return self._step("set", {"adapters": self._digest_rows(members), "k": k}, tasks)
 
     def _cell(
         self, task: Task, seed: int, name: str, pool: str | None, method: Method, point: Mapping[str, Any]
@@ -381,7 +381,11 @@ class _GridBuilder:
 
     def _gradient(self, task: Task, seed: int, samples: int) -> Step:
         samples = min(samples, self.study.tasks.train)
-        params = {**self._examples(task, seed), "samples": samples, "adapters": self._named(self.adapters)}
+        params = {
+            **self._examples(task, seed),
+            "samples": samples,
+            "adapters": self._digest_rows(self.adapters),
+        }
         return self._step("gradient", params)
 
     def _measure_step(self, task: Task, seed: int, names: Sequence[str] | None = None) -> Step:
@@ -389,7 +393,7 @@ class _GridBuilder:
         params: dict[str, Any] = {
             **self._examples(task, seed),
             **self._judgement(task),
-            "adapters": self._named(self.adapters if names is None else sorted(names)),
+            "adapters": self._digest_rows(self.adapters if names is None else sorted(names)),
         }
         if self.study.adapters and self.study.adapters.measure:
             params["samples"] = self.study.adapters.measure
@@ -405,7 +409,7 @@ class _GridBuilder:
             )
         return [{key: self.adapters[name][key] for key in keys} for name in names]
 
-    def _named(self, names: Iterable[str]) -> list[dict[str, Any]]:
+    def _digest_rows(self, names: Iterable[str]) -> list[dict[str, Any]]:
         """Name and sha256 of adapters."""
         return [{key: self.adapters[name][key] for key in ("name", "sha256")} for name in names]
 

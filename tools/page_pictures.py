@@ -10,7 +10,10 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import loradex
 from catalog.samples import sample_data
@@ -40,11 +43,8 @@ def main() -> None:
 def draw(url: str, target: Path) -> None:
     """Writes a picture of each view."""
     from PIL import Image
-    from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as playwright:
-        path = shutil.which(os.environ.get("LORADEX_CHROMIUM", "chromium"))
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    with open_browser() as browser:
         page = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}).new_page()
         for name, address in VIEWS.items():
             page.goto(f"{url}/{address}")
@@ -52,6 +52,17 @@ def draw(url: str, target: Path) -> None:
             page.wait_for_timeout(800)
             picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
             picture.quantize(COLOURS).save(target / f"{name}.png", optimize=True)
+
+
+@contextmanager
+def open_browser() -> Iterator[Any]:
+    """Chromium of the path, else of Playwright, for as long as the block lasts."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        path = shutil.which("chromium") or shutil.which("google-chrome")
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
         browser.close()
 
 

@@ -17,6 +17,7 @@ from studies.report.comparing import (
     CurvatureSlopes,
     LabelRow,
     Line,
+    Results,
     TuningRow,
     extent,
 )
@@ -201,7 +202,7 @@ def _means(findings: Findings) -> str:
 def _by_task(findings: Findings) -> TableSection:
     """Tasks against methods; the more numerous are the rows, so that the table is rather long than wide."""
     unit, part = findings.unit, findings.part
-    labels, tasks = findings.results.labels, _begun(findings) or findings.results.tasks
+    labels, tasks = findings.results.labels, _tasks_with_results(findings.results)
     if len(labels) > len(tasks):
         columns = ("method", *tasks)
         rows = [(label, *(_spot(findings.spot(label, task)) for task in tasks)) for label in labels]
@@ -214,13 +215,10 @@ def _by_task(findings: Findings) -> TableSection:
     return TableSection(f"{unit.capitalize()} by {unit}", columns, tuple(rows), note)
 
 
-def _begun(findings: Findings) -> list[str]:
-    """The tasks, or sets, with a cell that is done or has failed."""
-    spots = {
-        task: [findings.spot(label, task) for label in findings.results.labels]
-        for task in findings.results.tasks
-    }
-    return [task for task, row in spots.items() if any(spot and spot.done + spot.failed for spot in row)]
+def _tasks_with_results(results: Results) -> Sequence[str]:
+    """The tasks, or sets, with a cell that is done or has failed; all where there is none."""
+    tasks = {cell.task for cell in results.cells if cell.status != "missing"}
+    return [task for task in results.tasks if task in tasks] or results.tasks
 
 
 def _spot(spot: Spot | None) -> str:
@@ -426,8 +424,8 @@ def _size(findings: Findings) -> str:
     parameters = _parameters(name)
     model, tasks = _a_model(parameters), _some_tasks(examples)
     text = f"{model} and {tasks}"
-    begun = len({cell.task for cell in findings.grid.cells if cell.status != "missing"})
-    some = f"Of {begun:,} of " if 0 < begun < len(findings.grid.tasks) else ""
+    begun = len(_tasks_with_results(findings.grid))
+    some = f"{begun:,} of " if begun < len(findings.grid.tasks) else ""
     complete = (
         f"{some}{count_noun(len(findings.grid.tasks), 'task')}{_each(examples)}, "
         f"{count_noun(len(findings.grid.seeds), 'set' if findings.sets else 'seed')}, "

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import signal
+import sqlite3
 import sys
 import threading
 import weakref
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import click
 import pytest
 from click.testing import CliRunner
+from sqlalchemy import create_engine
 
 from cli.app import Exit
 from cli.main import loradex
@@ -72,3 +76,25 @@ def test_a_signal_that_falls_into_a_callback_of_python_is_not_lost(number: signa
         threading.Event().wait(10)
     assert reference() is None
     assert getattr(caught.value, "number", signal.SIGINT) == number
+
+
+@pytest.mark.parametrize("verbose", [0, 1])
+@pytest.mark.parametrize("what", ["cursor", "reset"])
+def test_what_sqlalchemy_cannot_close_after_an_interrupt_is_told_to_those_who_ask(
+    what: str, verbose: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise sqlite3.ProgrammingError("it is at work")
+
+    logger = logging.getLogger("sqlalchemy.pool")
+    monkeypatch.setattr(logger, "level", logger.level)
+    assert CliRunner().invoke(loradex, [*["-v"] * verbose, "methods"]).exit_code == 0
+    engine = create_engine("sqlite://")
+    if what == "cursor":
+        with engine.connect() as connection:
+            connection._safe_close_cursor(SimpleNamespace(close=fail))  # type: ignore[arg-type]
+    else:
+        engine.connect().close()
+        monkeypatch.setattr(engine.dialect, "do_rollback", fail)
+        engine.raw_connection().close()
+    assert bool(caplog.records) == bool(verbose)

@@ -5,18 +5,17 @@ The fixture `open_page` adds to each that nothing was logged, no policy violated
 
 from __future__ import annotations
 
-import functools
-import http.server
 import json
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
+from starlette.staticfiles import StaticFiles
 
 import loradex
+from crawler.localhub import LocalServer
 from loradex.page import export_page
 from tests.page.conftest import SCRIPT, hostile_name
 from tests.page.filters import FILE
@@ -355,16 +354,8 @@ def test_every_view_can_be_used_by_everybody(
 def exported(page_data: Path, tmp_path: Path) -> Iterator[str]:
     """The address of an export, served by nothing but files, below a folder."""
     export_page(loradex.open(page_data), tmp_path / "site" / "below")
-    handler = functools.partial(_Quiet, directory=str(tmp_path / "site"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/below"
-        server.shutdown()
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        """Logs nothing."""
+    with LocalServer(lambda: StaticFiles(directory=tmp_path / "site", html=True)) as server:
+        yield f"{server.url}/below"
 
 
 def test_an_export_needs_no_server(open_page: OpenPage, exported: str) -> None:

@@ -205,7 +205,7 @@ def test_tasks_that_are_not_begun_are_named_and_have_no_row() -> None:
     assert by_task.note.endswith(" Not begun: t8, t9.")
     size = next(section for section in result if section.title == "How large this is")
     assert isinstance(size, Text)
-    assert size.paragraphs[0].startswith("Of 3 of 5 tasks of ")
+    assert size.paragraphs[0].startswith("3 of 5 tasks of ")
     # Of a study that has not begun all are shown.
     nothing = sections(study(against="new"), later)
     assert [row[1:] for row in table(nothing, "Task by task").rows] == [("missing", "missing")] * 2

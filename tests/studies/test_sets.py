@@ -186,7 +186,7 @@ methods:
         ("seeds: [0, 1]", "seeds: [0, 0]", 6, "the seed 0 is given twice"),
         ("- [c, d]", "- [c, d, e]", 12, "it names 3 adapters, and the size is 2"),
         ("- [c, d]", "- [c, c]", 12, "it names c twice"),
-        ("{by: set}", "{by: set, k: 3}", 14, "a set has 2 members"),
+        ("{by: set}", "{by: set, k: 3}", 14, "a set has 2 members; lower k"),
         ("{by: set}", "{by: set, own: first}", 14, "has the members of the set; remove own"),
         ("method: average", "method: average\n    tasks: [a]", 19, "remove tasks"),
         (FILE[FILE.index("sets:") : FILE.index("pools:")], "", 8, "a pool by set requires sets"),

@@ -25,6 +25,7 @@ from crawler.localhub import LocalServer
 from loradex.page import Documents, create_app, export_page
 from loradex.page.server import Site
 from tools.generated_catalog import generate
+from tools.page_pictures import open_browser
 
 T = TypeVar("T")
 # What `--browser` filters by; a word is looked for in the cards by the server.
@@ -58,13 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def browse(catalog: loradex.Catalog) -> None:
     """Prints what the browser takes for the list of one catalog."""
-    from playwright.sync_api import sync_playwright
-
     site = Site(catalog)
     site.warm()
-    with LocalServer(lambda: create_app(site)) as server, sync_playwright() as playwright:
-        path = shutil.which(os.environ.get("LORADEX_CHROMIUM", "chromium"))
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    with LocalServer(lambda: create_app(site)) as server, open_browser() as browser:
         for _ in range(ROUNDS):
             page = browser.new_context(viewport={"width": 1400, "height": 900}).new_page()
             session = page.context.new_cdp_session(page)
@@ -91,7 +88,6 @@ def browse(catalog: loradex.Catalog) -> None:
             page.wait_for_timeout(SETTLED)
             sys.stdout.write(f"{'by downloads':32}{busy() - before:9.2f} s\n")
             page.context.close()
-        browser.close()
 
 
 def measure(catalog: loradex.Catalog, where: str, folder: Path) -> None:
