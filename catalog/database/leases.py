@@ -23,8 +23,12 @@ LEASE = timedelta(seconds=60)
 
 
 def publish(session: Session, crawl_id: int, digest: str, task: Mapping[str, Any]) -> None:
-    """Offers a file to all processes; what an earlier run of the crawl has read of the same task stays."""
-    row = session.get(WeightsItem, (crawl_id, digest))
+    """Offers a file to all processes; what an earlier run of the crawl has read of the same task stays.
+
+    A process that reads another task of the file loses its lease.
+    """
+    # Locked: a process that leases the row meanwhile would keep its lease, and write what the old task gave.
+    row = session.get(WeightsItem, (crawl_id, digest), with_for_update=True)
     if row is None:
         row = WeightsItem(crawl_id=crawl_id, digest=digest, task=dict(task), state="pending", tries=0)
         session.add(row)

@@ -19,7 +19,7 @@ from catalog.cluster import connect_ray
 from catalog.database import disposing, open_catalog, same_schema
 from catalog.errors import LoradexError, NotFoundError, ProcessLostError, UsageError
 from catalog.extras import require_extra
-from catalog.files import temporary_store
+from catalog.files import remove_abandoned, temporary_store
 from catalog.fingerprints import FingerprintPool
 from catalog.settings import Settings
 from crawler.crawl.ledger import share_budget
@@ -115,10 +115,11 @@ def _open_shared(settings: Settings) -> Iterator[Engine]:
 
 
 def _work_if_any(worker: WorkerSettings) -> WorkReport:
-    """`work_for_crawl` for a worker that may start when the crawl is over."""
+    """`work_for_crawl` for a worker that may start when the crawl is over, in place of a killed one."""
     try:
         return work_for_crawl(worker)
     except NotFoundError:
+        remove_abandoned(worker.settings.data)
         return WorkReport(0)
 
 

@@ -28,6 +28,7 @@ from catalog.database.opening import upgrade
 from catalog.errors import NotFoundError, ProcessLostError, StorageError, UsageError, WeightsError
 from catalog.files import temporary_store
 from catalog.fingerprints import FingerprintPool
+from catalog.settings import Settings
 from crawler.crawl import sharing, workers
 from crawler.crawl.ledger import CatalogLedger
 from crawler.hub import Hub, HubSettings
@@ -258,19 +259,30 @@ def _failing(outcomes: Iterator[Exception | None]) -> Callable[..., int]:
 @pytest.mark.usefixtures("idle", "ray")
 def test_of_workers_that_ray_starts_one_fails_and_one_is_late(
     crawling: Any,
+    hub: LocalHub,
     engine: Engine,
     catalog_url: str,
     expected: dict[str, list[str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    outcomes = iter((None, StorageError("The disk is full."), NotFoundError("No crawl is at work."), None))
+    outcomes = iter(
+        (None, StorageError("The disk is full."), NotFoundError("No crawl is at work."), None, None)
+    )
     monkeypatch.setattr(workers, "shared_crawl", _failing(outcomes))
     crawling.open()
     with loradex.open(tmp_path / "data", url=catalog_url) as catalog:
         assert catalog.work_for_crawl(workers=1, ray=3).read == COUNT + 1
         assert crawling.result(60)["status"] == "complete"
         assert dump(engine) == expected
+    # One that is started in place of a killed worker removes what that left, also where it comes late.
+    left = tmp_path / "data" / ".loradex-killed"
+    left.mkdir(parents=True, exist_ok=True)
+    (left / "lock").touch()
+    settings = Settings.make(data=tmp_path / "data", catalog_url=catalog_url)
+    late = workers.WorkerSettings(settings, HubSettings(hub.url), threads=1, processes=1)
+    assert workers._work_if_any(late).read == 0
+    assert not left.exists()
 
 
 @pytest.mark.usefixtures("idle", "ray")
@@ -423,6 +435,36 @@ def test_the_result_of_a_lost_lease_is_not_written(engine: Engine, hub: LocalHub
         assert leases.settled(session, crawl_id, ["a" * 64]) == {"a" * 64: b"read"}
         leases.publish(session, crawl_id, "a" * 64, {"name": "x", "config": "another"})
         assert leases.settled(session, crawl_id, ["a" * 64]) == {}
+
+
+def test_a_file_that_is_leased_while_it_is_offered_again_is_read_again(
+    engine: Engine, hub: LocalHub, tmp_path: Path
+) -> None:
+    """What an interrupted crawl offered for one config is leased just as the next crawl offers another."""
+    crawl(hub.url, engine, tmp_path, weights="headers")
+    digest = "a" * 64
+    with Session(engine) as session, session.begin():
+        crawl_id = session.scalar(text("SELECT id FROM crawl")) or 0
+        leases.publish(session, crawl_id, digest, {"config": "old"})
+
+    def publish() -> None:
+        with Session(engine) as session, session.begin():
+            leases.publish(session, crawl_id, digest, {"config": "new"})
+
+    waiting = text(
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    with ThreadPoolExecutor(1) as thread, Session(engine) as worker:
+        assert [row.task for row in leases.claim(worker, crawl_id, "mine", 1)] == [{"config": "old"}]
+        published = thread.submit(publish)
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as observer:
+            while not (published.done() or observer.scalar(waiting)):
+                pass
+        worker.commit()
+        published.result(60)
+        assert not leases.finish(worker, crawl_id, digest, "mine", b"of the old config")
+        assert leases.settled(worker, crawl_id, [digest]) == {}
+        assert [row.task for row in leases.claim(worker, crawl_id, "mine", 1)] == [{"config": "new"}]
 
 
 def test_errors_of_a_file_are_the_same_reasons(root: Path, engine: Engine, tmp_path: Path) -> None:
