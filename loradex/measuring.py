@@ -197,7 +197,7 @@ def _loader(
     """
     from merging.members import load_member
 
-    rows = {row.adapter: row for row in candidates(session, refusing, base)}
+    rows = {row.adapter: row for row in candidates(session, refusing, base).rows}
     members: dict[str, MergeMember] = {}
 
     def load(name: str) -> MergeMember:

@@ -4,7 +4,9 @@ Made for measuring: cards of about 170 invented words whose frequencies fall as 
 licenses, ranks and base models, owners with one to many adapters, and sketches in families of Zipf size
 around a few directions, whose members are two seeds of a run (cosine 0.56) or its checkpoints (0.9). Every
 card has vectors, drawn near the direction of its topic, under the name of the encoder that `--encoder`
-loads, else of `Drawn`. The same N gives the same rows.
+loads, else of `Drawn`. Of more than 100,000 adapters so many are drawn, and the others are copies of them
+whose cards and vectors begin at another place: families and topics of their own, of the same sizes. The same
+N gives the same rows.
 """
 
 from __future__ import annotations
@@ -47,6 +49,8 @@ LICENSES = ("mit", "apache-2.0", "llama3.1", "cc-by-nc-4.0", None)
 RANKS = (8, 16, 32, 64)
 WORDS = 170
 DIRECTIONS, TOPICS = 39, 200
+# Adapters that are drawn; more are made from these.
+DRAWN = 100_000
 # Of all adapters, the part that begins a family, and the noise over the signal of its two kinds of members.
 FAMILY_PART = 0.46
 SEEDS, CHECKPOINTS = 0.89, 0.33
@@ -58,7 +62,9 @@ def generate(data: Path, count: int, embedder: Embedder | None = None) -> None:
     engine = make_engine(f"sqlite:///{data / 'catalog.db'}")
     with opening.disposing(engine):
         opening.upgrade(engine)
-        fill(engine, count, embedder or Drawn())
+        fill(engine, min(count, DRAWN), embedder or Drawn())
+        for start in range(DRAWN, count, DRAWN):
+            add_copies(engine, start, min(DRAWN, count - start))
 
 
 def fill(engine: Engine, count: int, embedder: Embedder) -> None:
@@ -88,6 +94,52 @@ def fill(engine: Engine, count: int, embedder: Embedder) -> None:
         with engine.begin() as connection:
             for table, table_rows in rows.items():
                 connection.execute(insert(table), table_rows)
+
+
+def add_copies(engine: Engine, start: int, count: int) -> None:
+    """Adds copies of the first `count` adapters to a catalog in SQLite that has `start`, each with a card,
+    vectors and names of its own.
+    """
+    turn = start // DRAWN
+    # A text or a vector that begins at another place, the other part at its end.
+    card = f"instr(substr(a.card_text, {80 * turn}), ' ') + {80 * turn}"
+    card = f"substr(a.card_text, {card}) || ' ' || substr(a.card_text, 1, {card} - 2)"
+    digest = f"(substr(a.weights_digest, {turn + 1}) || substr(a.weights_digest, 1, {turn}))"
+    vector = f"CAST(substr({{0}}, {64 * turn + 1}) || substr({{0}}, 1, {64 * turn}) AS BLOB)"
+    number = f"(a.id + {start})"
+    changes = {
+        "weights_file": {"digest": digest},
+        "repository": {
+            "id": number, "hub_id": f"printf('%024x', {number})", "name": f"r.name || '-' || {turn}",
+            "commit": f"printf('%040x', {number})",
+        },
+        "adapter": {
+            "id": number, "repository_id": number, "commit": f"printf('%040x', {number})", "card_text": card,
+            "files": f"replace(a.files, a.weights_digest, {digest})", "weights_digest": digest,
+        },
+        "fingerprint": {
+            "weights_digest": digest, "delta": vector.format("f.delta"), "output": vector.format("f.output"),
+        },
+        "embedding": {"content": f"content_of({card})", "vector": vector.format("e.vector")},
+    }  # fmt: skip
+    tables = {
+        "weights_file": "JOIN weights_file w ON w.digest = a.weights_digest",
+        "repository": "JOIN repository r ON r.id = a.repository_id",
+        "adapter": "",
+        "fingerprint": "JOIN fingerprint f USING (weights_digest, scaling_pattern)",
+        "embedding": "JOIN embedding e ON e.content = content_of(a.card_text)",
+    }
+    with engine.begin() as connection:
+        raw: Any = connection.connection.driver_connection
+        raw.create_function("content_of", 1, content_of, deterministic=True)
+        for table, joined in tables.items():
+            names = [column.name for column in TableBase.metadata.tables[table].columns]
+            columns = ", ".join(f'"{name}"' for name in names)
+            values = ", ".join(changes[table].get(name, f'{table[0]}."{name}"') for name in names)
+            connection.exec_driver_sql(
+                f"INSERT INTO {table} ({columns}) SELECT {values} FROM adapter a {joined} "
+                f"WHERE a.id <= {count} ORDER BY a.id"
+            )
 
 
 def _adapter(generator: np.random.Generator, words: NDArray[np.str_], number: int) -> dict[str, Any]:

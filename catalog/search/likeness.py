@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -28,7 +27,7 @@ from catalog.errors import ConfigError, NotFoundError, UsageError, WeightsError
 from catalog.files import BlobStore
 from catalog.fingerprints import FINGERPRINT_VERSION, Cosine, exact_cosine, spectrum_of
 from catalog.query import Query
-from catalog.search.rows import ALL_COLUMNS, BY_NAME, COLUMNS, SHOWN_COLUMNS, from_visible
+from catalog.search.rows import ALL_COLUMNS, BY_NAME, COLUMNS, SHOWN_COLUMNS, from_visible, of_base
 from catalog.search.vectors import SPACES, Fingerprints, Kind
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def adapters_with_fingerprint(
     """
     query = _with_fingerprint(_adapters(refusing, every=every, where=where))
     if base is not None:
-        query = query.where(BaseModelRow.canonical == base)
+        query = of_base(session, query, base)
     if where is not None:
         query = query.where(where.clause(refusing))
     for row in session.execute(query):
@@ -113,7 +112,7 @@ def measured_keys(
     query = from_visible(select(Adapter.id, Adapter.weights_digest, Adapter.scaling_pattern))
     query = query if every else query.where(~has_reason(refusing))
     if base is not None:
-        query = query.where(BaseModelRow.canonical == base)
+        query = of_base(session, query, base)
     rows = session.execute(_with_fingerprint(query))
     return [(id_, vector_key(digest, pattern)) for id_, digest, pattern in rows]
 
@@ -195,7 +194,7 @@ def measured_copies(
     """
     query = _with_fingerprint(_copies(refusing, every=every))
     if base is not None:
-        query = query.where(BaseModelRow.canonical == base)
+        query = of_base(session, query, base)
     for row in session.execute(query):
         yield CopyRow(*row)
 
@@ -265,10 +264,9 @@ def _adapters(refusing: Collection[str], *, every: bool, where: Query | None = N
     return query if every else query.where(~refused)
 
 
-def usual_base(bases: Iterable[str | None]) -> str | None:
+def usual_base(counts: Mapping[str | None, int]) -> str | None:
     """The most frequent base model of these, the first by name on a tie."""
-    counts = Counter(base for base in bases if base is not None)
-    return min(counts, key=lambda base: (-counts[base], base), default=None)
+    return min(filter(None, counts), key=lambda base: (-counts[base], base), default=None)
 
 
 @dataclass(frozen=True)

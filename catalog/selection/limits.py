@@ -155,10 +155,10 @@ def draw(seed: int, *words: str) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def random_order(rows: Sequence[Candidate], seed: int, count: int | None = None) -> list[Ranked]:
-    """All candidates in random order, or the first `count`."""
+def random_order(rows: Sequence[Candidate], seed: int) -> list[Ranked]:
+    """All candidates in random order."""
     why = f"drawn at random (seed {seed})"
-    return [Ranked(row, None, why) for row in shuffled(rows, seed)[:count]]
+    return [Ranked(row, None, why) for row in shuffled(rows, seed)]
 
 
 def shuffled(rows: Sequence[CandidateType], seed: int) -> list[CandidateType]:

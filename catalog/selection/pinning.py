@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
+from functools import cached_property
+from heapq import nsmallest
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, func, select
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select, true
 from sqlalchemy.orm import Session
 
 from catalog.adapters import (
     IN_LAYERS,
     StoredAdapter,
+    Use,
     adapter_name,
     layers_to_leave_out,
     lora_modules,
+    objection,
     parse_config,
     parse_header,
     vector_key,
@@ -33,8 +38,8 @@ from catalog.database import (
 from catalog.errors import PoolError
 from catalog.pools import Manifest, Member, PinnedFile
 from catalog.query import Query
-from catalog.search import BY_NAME, COLUMNS, from_current, from_visible
-from catalog.selection.limits import Candidate, Ranked
+from catalog.search import BY_NAME, COLUMNS, from_current, from_visible, likeness, of_base
+from catalog.selection.limits import Candidate, Ranked, draw, without
 
 
 class CandidateRow(NamedTuple):
@@ -70,28 +75,152 @@ _NARROW = [
 ]
 
 
+class Candidates:
+    """The candidates of a pool: counted at once, their rows read as far as they are asked for.
+
+    `groups` counts them by base model and license; `removed` are rows of the statement that are none.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        statement: Select[Any],
+        groups: Mapping[tuple[str | None, str | None], int],
+        removed: Collection[int] = (),
+    ) -> None:
+        self.groups = {group: count for group, count in groups.items() if count}
+        self._session, self._statement, self._removed = session, statement, frozenset(removed)
+
+    def __len__(self) -> int:
+        return sum(self.groups.values())
+
+    @property
+    def base(self) -> str | None:
+        """Their most frequent base model, the first by name on a tie."""
+        counts: Counter[str | None] = Counter()
+        for (base, _), count in self.groups.items():
+            counts[base] += count
+        return likeness.usual_base(counts)
+
+    def of_base(self, base: str | None) -> Candidates:
+        """Those of a base model; all for None."""
+        if base is None:
+            return self
+        groups = {group: count for group, count in self.groups.items() if group[0] == base}
+        statement = of_base(self._session, self._statement, base)
+        return Candidates(self._session, statement, groups, self._removed)
+
+    def without(self, excluded: Collection[str]) -> Candidates:
+        """Those whose name, repository or owner is not excluded; an unknown name is a UsageError."""
+        names = sorted(set(excluded))
+        rows = self._rows(or_(_may_be_named(names), Repository.owner.in_(names))) if names else []
+        kept = {row.id for row in without(rows, names)}
+        return self.without_rows([row for row in rows if row.id not in kept])
+
+    def without_rows(self, rows: Sequence[CandidateRow]) -> Candidates:
+        """Those but these."""
+        groups = Counter(self.groups)
+        groups.subtract((row.base, row.license) for row in rows)
+        removed = self._removed.union(row.id for row in rows)
+        return Candidates(self._session, self._statement, groups, removed)
+
+    def usable_for(self, use: Use) -> Candidates:
+        """Those whose license does not forbid a use."""
+        forbidden = {name for _, name in self.groups if objection(name, use) is not None}
+        if not forbidden:
+            return self
+        groups = {group: count for group, count in self.groups.items() if group[1] not in forbidden}
+        other = Adapter.license.not_in(sorted(name for name in forbidden if name is not None))
+        is_none = Adapter.license.is_(None)
+        allowed = and_(~is_none, other) if None in forbidden else or_(is_none, other)
+        return Candidates(self._session, self._statement.where(allowed), groups, self._removed)
+
+    @cached_property
+    def rows(self) -> list[CandidateRow]:
+        """All, sorted by name."""
+        return self._rows()
+
+    def ids(self) -> list[int]:
+        """Their ids, in no order."""
+        return [row[0] for row in self._read([Adapter.id])]
+
+    def with_ids(self, ids: Sequence[int]) -> list[CandidateRow]:
+        """Those with these ids, in their order."""
+        blocks = (ids[start : start + _BLOCK] for start in range(0, len(ids), _BLOCK))
+        rows = {row.id: row for block in blocks for row in self._rows(Adapter.id.in_(block))}
+        return [rows[id_] for id_ in ids if id_ in rows]
+
+    def named(self, names: Collection[str]) -> dict[str, CandidateRow]:
+        """Those with one of these names, by name."""
+        asked_for = set(names)
+        rows = [] if not names else self._rows(_may_be_named(names)) if len(names) <= _BLOCK else self.rows
+        return {row.adapter: row for row in rows if row.adapter in asked_for}
+
+    def random_head(self, seed: int, count: int) -> list[CandidateRow]:
+        """The first `count` in the random order of a seed."""
+        places = self._read([Adapter.id, Repository.hub_id, Adapter.subfolder])
+        drawn = ((draw(seed, hub_id, subfolder), id_) for id_, hub_id, subfolder in places)
+        return self.with_ids([id_ for _, id_ in nsmallest(count, drawn)])
+
+    def rank_head(self, count: int) -> list[CandidateRow]:
+        """The `count` of the largest ranks, of equal ones those with the most parameters, and all that are
+        level with the last of them; sorted by name.
+        """
+        rank, size = Adapter.rank, func.coalesce(Adapter.parameters, 0)
+        query = self._statement.with_only_columns(rank, size).where(rank.is_not(None))
+        query = query.order_by(rank.desc(), size.desc()).offset(count + len(self._removed) - 1).limit(1)
+        last = self._session.execute(query).first()
+        return self._rows(or_(rank > last[0], and_(rank == last[0], size >= last[1])) if last else true())
+
+    def _rows(self, condition: ColumnElement[bool] | None = None) -> list[CandidateRow]:
+        """Those that meet a condition, sorted by name."""
+        return list(map(CandidateRow._make, self._read(_NARROW, condition, BY_NAME)))
+
+    def _read(
+        self,
+        columns: Sequence[Any],
+        condition: ColumnElement[bool] | None = None,
+        order: Sequence[Any] = (),
+    ) -> Iterable[Sequence[Any]]:
+        """The columns, of which the first is the id, of those that meet a condition."""
+        query = self._statement.with_only_columns(*columns).order_by(*order)
+        query = query if condition is None else query.where(condition)
+        # Without what the session does for each row, as there are no objects in them.
+        rows = self._session.connection().execute(query.execution_options(yield_per=_BLOCK))
+        return (row for row in rows if row[0] not in self._removed)
+
+
 def candidates(
     session: Session,
     refusing: Collection[str],
     base: str | None = None,
     where: Query | None = None,
     without: Collection[str] = (),
-) -> list[CandidateRow]:
-    """The current adapters that these reasons do not refuse and that match the filter, sorted by name.
+) -> Candidates:
+    """The current adapters that these reasons do not refuse and that match the filter.
 
     Adapters that are plain LoRA without the layers in `without` are included, although they contain whole
     weights of these layers.
     """
-    query = (
-        _adapters(select(*_NARROW), base, where)
-        .where(~_is_refused(refusing, without), *_PINNABLE)
-        .order_by(*BY_NAME)
-    )
+    query = from_visible(select(Adapter.id), where).where(~_is_refused(refusing, without), *_PINNABLE)
+    if base is not None:
+        query = of_base(session, query, base)
     if where is not None:
         query = query.where(where.clause(refusing))
-    rows = [CandidateRow._make(row) for row in session.execute(query)]
+    group = (BaseModelRow.canonical, Adapter.license)
+    counts = session.execute(query.with_only_columns(*group, func.count()).group_by(*group))
+    found = Candidates(session, query, {(name, license_): count for name, license_, count in counts})
     layers = _layers_of(session, set(refusing) & IN_LAYERS) if without else {}
-    return [row for row in rows if row.id not in layers or set() < set(layers[row.id]) <= set(without)]
+    unreadable = [id_ for id_, names in layers.items() if not set() < set(names) <= set(without)]
+    return found.without_rows(found.with_ids(unreadable))
+
+
+def _may_be_named(names: Collection[str]) -> ColumnElement[bool]:
+    """Whether one of these names can be that of an adapter or its repository, by that of the repository."""
+    ends = (
+        (name, [*(place for place, letter in enumerate(name) if letter == ":"), len(name)]) for name in names
+    )
+    return Repository.name.in_(sorted({name[:end] for name, places in ends for end in places}))
 
 
 def stored_adapters(session: Session, rows: Sequence[Candidate]) -> list[StoredAdapter]:
@@ -113,9 +242,9 @@ def left_out(
 ) -> dict[str, int]:
     """The number of current adapters of a base model that are not candidates, by the first reason in
     words."""
-    everybody = from_current(select(Adapter.id))
-    everybody = everybody if base is None else everybody.where(BaseModelRow.canonical == base)
-    visible = _adapters(select(Adapter.id), base, where)
+    everybody, visible = from_current(select(Adapter.id)), from_visible(select(Adapter.id), where)
+    if base is not None:
+        everybody, visible = (of_base(session, query, base) for query in (everybody, visible))
     filtered = visible if where is None else visible.where(where.clause(refusing))
     accepted = filtered.where(~_is_refused(refusing, without))
     pinnable = accepted.where(*_PINNABLE)
@@ -134,12 +263,6 @@ HIDDEN = "hidden by you"
 _BLOCK = 5000
 # A weights file is on record: the digest is a foreign key.
 _PINNABLE = (func.length(Adapter.weights_digest) == 64, Adapter.config_digest.is_not(None))
-
-
-def _adapters(columns: Select[Any], base: str | None, where: Query | None = None) -> Select[Any]:
-    """The statement over the visible adapters, those of one base model where it is named."""
-    query = from_visible(columns, where)
-    return query if base is None else query.where(BaseModelRow.canonical == base)
 
 
 def _is_refused(refusing: Collection[str], without: Collection[str]) -> ColumnElement[bool]:

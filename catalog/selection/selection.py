@@ -5,11 +5,12 @@ Deterministic given catalog, question and seed. Writes no rows.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from catalog.adapters import Engine, bases, objection
+from catalog.adapters import Engine, bases
 from catalog.errors import NotFoundError, UsageError
 from catalog.fingerprints import RepresentativesOnDemand, families, representatives
 from catalog.pools import Manifest, check_name
@@ -24,9 +25,8 @@ from catalog.selection.limits import (
     random_order,
     shuffle_scores,
     take_members,
-    without,
 )
-from catalog.selection.pinning import CandidateRow, candidates, left_out, pin_members, stored_adapters
+from catalog.selection.pinning import Candidates, candidates, left_out, pin_members, stored_adapters
 from catalog.selection.strategies import PARAMETERS, STRATEGIES, Question, Sources, Strategy
 
 # How many more of a ranking are worked out than are asked for, and how many times more if these are too few.
@@ -61,36 +61,33 @@ def select(question: Question, sources: Sources, *, controls: bool = False) -> S
     """
     strategy = _check_question(question)
     where = parse(question.where, engines=sources.engines) if question.where else None
-    candidate_rows = candidates(sources.session, sources.refusing, question.base, where, question.without)
-    named = set(question.adapters)
-    named_rows = [row for row in candidate_rows if row.adapter in named] if named else []
-    counted = (row.base for row in named_rows or candidate_rows)
-    base = likeness.usual_base(counted) if question.base is None else question.base
-    candidate_rows = [row for row in candidate_rows if base is None or row.base == base]
-    candidate_rows_left = without(candidate_rows, question.exclude)
-    licenses = {row.license for row in candidate_rows_left}
-    forbidden = {name for name in licenses if objection(name, question.use) is not None}
-    rows = [row for row in candidate_rows_left if row.license not in forbidden]
+    found = candidates(sources.session, sources.refusing, question.base, where, question.without)
+    named = found.named(question.adapters).values()
+    named_base = likeness.usual_base(Counter(row.base for row in named)) if named else found.base
+    base = named_base if question.base is None else question.base
+    of_base = found.of_base(base)
+    not_excluded = of_base.without(question.exclude)
+    usable = not_excluded.usable_for(question.use)
     kept_out = {
-        "excluded by name": len(candidate_rows) - len(candidate_rows_left),
-        f"with a license that forbids {question.use}": len(candidate_rows_left) - len(rows),
+        "excluded by name": len(of_base) - len(not_excluded),
+        f"with a license that forbids {question.use}": len(not_excluded) - len(usable),
     }
 
     def left_out_before(ranked: int | None) -> dict[str, int]:
         """The counts of those that were left out before the limits, or before the ranking."""
         counts = left_out(sources.session, sources.refusing, base, where, question.without) | kept_out
-        unranked = {} if ranked is None else {f"that cannot be ranked by {question.by}": len(rows) - ranked}
+        unranked = {} if ranked is None else {f"that cannot be ranked by {question.by}": len(usable) - ranked}
         return counts | unranked
 
-    if not rows:
+    if not usable.groups:
         before = left_out_before(None)
         reasons = left_out_in_words(before)
         reasons = f" (of {sum(before.values()):,}: {reasons})" if reasons else ""
         raise NotFoundError(
             f"No adapter satisfies the filter, the rules and the use{reasons}; relax them or crawl more."
         )
-    limits = _limits(question, rows, sources)
-    ranking = _rank_as_needed(strategy, question, rows, sources, limits, whole=controls)
+    limits = _limits(question, usable, sources)
+    ranking = _rank_as_needed(strategy, question, usable, sources, limits, whole=controls)
     members, beyond = let_in(ranking, limits)
     if len(members) < (question.count or 1):
         take_members(ranking, limits, left_out_before(len(ranking)))
@@ -99,7 +96,7 @@ def select(question: Question, sources: Sources, *, controls: bool = False) -> S
     if not controls:
         return Selection(pool, (), everybody)
     alike = replace(limits, count=len(members))
-    control_pools = _controls(question, ranking, members, rows, alike, sources)
+    control_pools = _controls(question, ranking, members, usable, alike, sources)
     named_ = [
         {"kind": kind, "pool": other.name, "digest": other.digest} for kind, other in control_pools.items()
     ]
@@ -111,7 +108,7 @@ def select(question: Question, sources: Sources, *, controls: bool = False) -> S
 def _rank_as_needed(
     strategy: Strategy,
     question: Question,
-    rows: Sequence[CandidateRow],
+    candidates: Candidates,
     sources: Sources,
     limits: PoolLimits,
     *,
@@ -119,14 +116,14 @@ def _rank_as_needed(
 ) -> list[Ranked]:
     """The ranking, or as much of its head as the limits need where the strategy can begin with that."""
     if strategy.head is None or question.count is None or whole:
-        return strategy.rank(question, rows, sources)
+        return strategy.rank(question, candidates, sources)
     size = _HEAD * question.count
-    while size < len(rows):
-        head = strategy.head(question, rows, sources, size)
+    while size < len(candidates):
+        head = strategy.head(question, candidates, sources, size)
         if len(let_in(head, limits)[0]) == question.count:
             return head
         size *= _HEAD
-    return strategy.rank(question, rows, sources)
+    return strategy.rank(question, candidates, sources)
 
 
 def _check_question(question: Question) -> Strategy:
@@ -140,12 +137,12 @@ def _check_question(question: Question) -> Strategy:
     return strategy
 
 
-def _limits(question: Question, rows: Sequence[CandidateRow], sources: Sources) -> PoolLimits:
+def _limits(question: Question, candidates: Candidates, sources: Sources) -> PoolLimits:
     """The limits of a question, with the groups and families that it requires."""
     groups: Mapping[str, str] | None = None
     members = None
     if question.distinct == "delta":
-        copies = likeness.candidate_copies(sources.session, rows)
+        copies = likeness.candidate_copies(sources.session, candidates.rows)
         groups = RepresentativesOnDemand(
             copies,
             likeness.exact_delta(sources.session, copies, sources.blobs),
@@ -153,10 +150,12 @@ def _limits(question: Question, rows: Sequence[CandidateRow], sources: Sources) 
             kept={blob.sha256 for blob in sources.blobs.blobs()},
         )
     elif question.distinct:
-        groups = representatives(likeness.candidate_copies(sources.session, rows), question.distinct)
+        groups = representatives(
+            likeness.candidate_copies(sources.session, candidates.rows), question.distinct
+        )
     if question.per_family:
         # A series may extend beyond the filter.
-        measured_rows = list(likeness.measured_copies(sources.session, sources.refusing, rows[0].base))
+        measured_rows = list(likeness.measured_copies(sources.session, sources.refusing, candidates.base))
         family_list = families(measured_rows, deltas=likeness.read_deltas(sources.session))
         members = {name: family.name for family in family_list for name in family.members}
     return PoolLimits(
@@ -200,16 +199,20 @@ def _controls(
     question: Question,
     ranking: Sequence[Ranked],
     members: Sequence[Ranked],
-    rows: Sequence[CandidateRow],
+    candidates: Candidates,
     limits: PoolLimits,
     sources: Sources,
 ) -> dict[str, Manifest]:
     """The control pools of a selection: random ones, matched recipes, and shuffled scores."""
     pool = stored_adapters(sources.session, [row.candidate for row in members])
     rankings = {
-        **({"blind": STRATEGIES["prior"].rank(question, rows, sources)} if question.by == "score" else {}),
-        "random": random_order(rows, question.seed + 1),
-        "matched": match_recipes(stored_adapters(sources.session, rows), pool, question.seed),
+        **(
+            {"blind": STRATEGIES["prior"].rank(question, candidates, sources)}
+            if question.by == "score"
+            else {}
+        ),
+        "random": random_order(candidates.rows, question.seed + 1),
+        "matched": match_recipes(stored_adapters(sources.session, candidates.rows), pool, question.seed),
         "shuffled": shuffle_scores(ranking, question.seed),
     }
     pools = {}

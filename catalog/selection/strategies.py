@@ -32,7 +32,8 @@ from catalog.scores import (
 )
 from catalog.search import Subject, downhill, likeness, neighbours, open_texts, search
 from catalog.selection.limits import Ranked, by_rank, match_recipes, random_order
-from catalog.selection.pinning import CandidateRow, candidates, stored_adapters
+from catalog.selection.pinning import Candidates, stored_adapters
+from catalog.selection.pinning import candidates as all_candidates
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,8 +110,8 @@ class Sources:
     engines: Sequence[Engine] | None = None
 
 
-Rank = Callable[[Question, Sequence[CandidateRow], Sources], list[Ranked]]
-Head = Callable[[Question, Sequence[CandidateRow], Sources, int], list[Ranked]]
+Rank = Callable[[Question, Candidates, Sources], list[Ranked]]
+Head = Callable[[Question, Candidates, Sources, int], list[Ranked]]
 Explain = Callable[[Question, Sequence[Ranked], Sources], list[Ranked]]
 
 
@@ -130,42 +131,37 @@ class Strategy:
     explain: Explain | None = None
 
 
-def _by_text(question: Question, rows: Sequence[CandidateRow], sources: Sources) -> list[Ranked]:
-    return _text_head(question, rows, sources, len(rows))
+def _by_text(question: Question, candidates: Candidates, sources: Sources) -> list[Ranked]:
+    return _text_head(question, candidates, sources, len(candidates))
 
 
-def _text_head(
-    question: Question, rows: Sequence[CandidateRow], sources: Sources, count: int
-) -> list[Ranked]:
+def _text_head(question: Question, candidates: Candidates, sources: Sources, count: int) -> list[Ranked]:
     """The first of the ranking: all are ranked, and these get their reasons."""
-    by_id = {row.id: row for row in rows}
     with open_texts(sources.session, sources.index, sources.embedder()) as texts:
         found = search(
             sources.session,
             texts,
             question.text or "",
-            max(len(rows), 1),
-            among=by_id,
+            len(candidates),
+            among=candidates.ids(),
             most=count,
             joined=_JOINED,
         )
-    return [Ranked(by_id[hit.id], hit.score, hit.why) for hit in found.hits]
+    rows = candidates.with_ids([hit.id for hit in found.hits])
+    return [Ranked(row, hit.score, hit.why) for row, hit in zip(rows, found.hits, strict=True)]
 
 
-def _by_adapter(question: Question, rows: Sequence[CandidateRow], sources: Sources) -> list[Ranked]:
-    return _nearest(question, rows, sources, max(len(rows), 1))
+def _by_adapter(question: Question, candidates: Candidates, sources: Sources) -> list[Ranked]:
+    return _nearest(question, candidates, sources, len(candidates))
 
 
-def _adapter_head(
-    question: Question, rows: Sequence[CandidateRow], sources: Sources, count: int
-) -> list[Ranked]:
+def _adapter_head(question: Question, candidates: Candidates, sources: Sources, count: int) -> list[Ranked]:
     """The first of the ranking, without those that are as near as the last one: more may be."""
-    head = _nearest(question, rows, sources, count)
+    head = _nearest(question, candidates, sources, count)
     return [ranked for ranked in head if len(head) < count or ranked.score != head[-1].score]
 
 
-def _nearest(question: Question, rows: Sequence[CandidateRow], sources: Sources, count: int) -> list[Ranked]:
-    by_name = {row.adapter: row for row in rows}
+def _nearest(question: Question, candidates: Candidates, sources: Sources, count: int) -> list[Ranked]:
     nearest = neighbours(
         sources.session,
         sources.subject(question.like or ""),
@@ -174,19 +170,20 @@ def _nearest(question: Question, rows: Sequence[CandidateRow], sources: Sources,
         sources.refusing,
         by=likeness.kind(question.kind),
         count=count,
-        ids={row.id for row in rows},
+        ids=set(candidates.ids()),
     )
+    by_name = candidates.named([row.adapter for row in nearest])
     return [Ranked(by_name[row.adapter], row.score, row.why) for row in nearest]
 
 
-def _by_name(question: Question, rows: Sequence[CandidateRow], sources: Sources) -> list[Ranked]:
-    by_name = {row.adapter: row for row in rows}
+def _by_name(question: Question, candidates: Candidates, _: Sources) -> list[Ranked]:
     names = dict.fromkeys(question.adapters)
+    by_name = candidates.named(names)
     if missing := [name for name in names if name not in by_name]:
         raise UsageError(
             f"{missing[0]} is not among the adapters to select from: the catalog does not contain it, the "
             f"rules {question.rules} refuse it, its license forbids {question.use}, or its base model is not "
-            f"{rows[0].base}. Leave it out of `adapters`."
+            f"{candidates.base}. Leave it out of `adapters`."
         )
     return [Ranked(by_name[name], None, "named") for name in names]
 
@@ -194,9 +191,9 @@ def _by_name(question: Question, rows: Sequence[CandidateRow], sources: Sources)
 def _by_texts(predict: Callable[[ScoreMatrix, str, Mapping[str, str]], Ranking]) -> Rank:
     """The strategy of a prediction from scores and the instructions of tasks."""
 
-    def rank(question: Question, rows: Sequence[CandidateRow], sources: Sources) -> list[Ranked]:
-        matrix, texts = _matrix(question, rows, sources), _texts(question, sources)
-        return _by_scores(predict(matrix, _task(question), texts), rows)
+    def rank(question: Question, candidates: Candidates, sources: Sources) -> list[Ranked]:
+        matrix, texts = _matrix(question, candidates, sources), _texts(question, sources)
+        return _by_scores(predict(matrix, _task(question), texts), candidates)
 
     return rank
 
@@ -204,29 +201,29 @@ def _by_texts(predict: Callable[[ScoreMatrix, str, Mapping[str, str]], Ranking])
 _by_score = _by_texts(lambda matrix, task, _: by_score(matrix, task))
 
 
-def _by_racing(question: Question, rows: Sequence[CandidateRow], sources: Sources) -> list[Ranked]:
+def _by_racing(question: Question, candidates: Candidates, sources: Sources) -> list[Ranked]:
     if sources.measure is None:
         raise UsageError("Selecting by racing requires a base model that measures adapters on the `task`.")
-    matrix = _matrix(question, rows, sources, racing=True)
+    matrix = _matrix(question, candidates, sources, racing=True)
     result = race(
         matrix, _task(question), sources.measure, question.budget or 0, texts=_texts(question, sources)
     )
-    return _by_scores(result.ranking, rows)
+    return _by_scores(result.ranking, candidates)
 
 
-def _by_gradient(question: Question, rows: Sequence[CandidateRow], sources: Sources) -> list[Ranked]:
+def _by_gradient(question: Question, candidates: Candidates, sources: Sources) -> list[Ranked]:
     if sources.direction is None:
         raise UsageError("Selecting by gradient requires a base model with a gradient on the `task`.")
     backgrounds = () if sources.backgrounds is None else sources.backgrounds
-    keys = {row.key for row in rows}
+    keys = {row.key for row in candidates.rows}
     kind = likeness.kind(question.kind)
     scores = downhill(
-        sources.session, sources.index, keys, sources.direction, backgrounds, kind, rows[0].base
+        sources.session, sources.index, keys, sources.direction, backgrounds, kind, candidates.base
     )
     what = f"sd of the cosine, less those on {len(backgrounds)} others" if len(backgrounds) else "cosine"
     ranked = [
         Ranked(row, scores[row.key], f"down the slope of {_task(question)}: {scores[row.key]:+.3f} {what}")
-        for row in rows
+        for row in candidates.rows
         if row.key in scores
     ]
     ranked.sort(key=lambda row: (-scores[row.candidate.key], row.candidate.adapter))
@@ -258,13 +255,13 @@ def _texts(question: Question, sources: Sources) -> dict[str, str]:
 
 
 def _matrix(
-    question: Question, rows: Sequence[CandidateRow], sources: Sources, *, racing: bool = False
+    question: Question, candidates: Candidates, sources: Sources, *, racing: bool = False
 ) -> ScoreMatrix:
     """The measured scores of the candidates and of all others, without test splits unless requested.
 
     For a race only those of the candidates, which may be empty.
     """
-    names, task = [row.adapter for row in rows], _task(question)
+    names, task = [row.adapter for row in candidates.rows], _task(question)
     try:
         splits = question.splits
         table = score_table(
@@ -289,9 +286,9 @@ def _matrix(
     return matrix.blank(task) if unmeasured else matrix
 
 
-def _by_scores(ranking: Ranking, rows: Sequence[CandidateRow]) -> list[Ranked]:
+def _by_scores(ranking: Ranking, candidates: Candidates) -> list[Ranked]:
     """The candidates that a ranking has a score for, best first."""
-    by_name = {row.adapter: row for row in rows}
+    by_name = {row.adapter: row for row in candidates.rows}
     ranked = []
     for place in ranking.order():
         row, score = by_name.get(ranking.adapters[place]), float(ranking.scores[place])
@@ -300,14 +297,14 @@ def _by_scores(ranking: Ranking, rows: Sequence[CandidateRow]) -> list[Ranked]:
     return ranked
 
 
-def _match_control(question: Question, rows: Sequence[CandidateRow], sources: Sources) -> list[Ranked]:
+def _match_control(question: Question, candidates: Candidates, sources: Sources) -> list[Ranked]:
     manifest = find_pool(sources.session, question.to or "")
-    everybody = stored_adapters(sources.session, candidates(sources.session, sources.refusing))
+    everybody = stored_adapters(sources.session, all_candidates(sources.session, sources.refusing).rows)
     members = {(member.hub_id, member.commit, member.subfolder) for member in manifest.members}
     pool = [row for row in everybody if (row.hub_id, row.commit, row.subfolder) in members]
     if len(pool) < len(members):
         raise NotFoundError(f"Some members of {question.to} are no longer in the catalog; crawl them again.")
-    return match_recipes(stored_adapters(sources.session, rows), pool, question.seed)
+    return match_recipes(stored_adapters(sources.session, candidates.rows), pool, question.seed)
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -346,20 +343,22 @@ STRATEGIES: dict[str, Strategy] = {
     "worst": Strategy(
         "The lowest scores on `task` first.",
         ("task",),
-        lambda question, rows, sources: _by_score(question, rows, sources)[::-1],
+        lambda question, candidates, sources: _by_score(question, candidates, sources)[::-1],
     ),
     "random": Strategy(
         "Chance.",
         (),
-        lambda question, rows, _: random_order(rows, question.seed),
-        lambda question, rows, _, count: random_order(rows, question.seed, count),
+        lambda question, candidates, _: random_order(candidates.rows, question.seed),
+        lambda question, candidates, _, count: random_order(
+            candidates.random_head(question.seed, count), question.seed
+        ),
     ),
     "matched": Strategy("At random, with the recipes of the pool `to`.", ("to",), _match_control),
     "rank": Strategy(
         "The largest rank first.",
         (),
-        lambda _question, rows, _: by_rank(rows),
-        lambda _question, rows, _, count: by_rank(rows, count),
+        lambda _question, candidates, _: by_rank(candidates.rows),
+        lambda _question, candidates, _, count: by_rank(candidates.rank_head(count), count),
     ),
     "named": Strategy("The members that `adapters` names, in this order.", ("adapters",), _by_name),
 }
