@@ -59,6 +59,7 @@ from catalog.search import (
     CatalogChange,
     Fingerprints,
     Neighbour,
+    NeighbourSearch,
     SearchHit,
     SearchWeights,
     browse,
@@ -69,7 +70,6 @@ from catalog.search import (
     listing,
     matching_ids,
     matrix,
-    neighbours,
     open_texts,
     search,
     table,
@@ -798,19 +798,12 @@ class Catalog:
             if query is not None:
                 browse.refuse_unknown_bases(session, query)
             ids = None if query is None else matching_ids(session, query, refusing(rules), every=every)
-            rows = neighbours(
-                session,
-                subject,
-                self.settings.index,
-                self._blobs,
-                refusing(rules),
-                by=space,
-                count=k,
-                exact=exact,
-                ids=ids,
-                every=every,
+            others = NeighbourSearch(
+                *(session, self.settings.index, self._blobs, refusing(rules)), ids=ids, every=every
             )
-            notes = [*subject_notes(str(adapter), subject), *hidden_notes(session)]
+            rows = others.neighbours(subject, by=space, count=k, exact=exact)
+            hidden = others.hidden_notes(subject, rows, by=space, count=k, where=query)
+            notes = [*subject_notes(str(adapter), subject), *hidden]
         if exact:
             notes += exactness_notes(rows)
         return Rows(rows, Neighbour, notes)

@@ -21,13 +21,21 @@ from catalog.adapters import (
     parse_header,
     vector_key,
 )
-from catalog.database import Adapter, BaseModelRow, DocumentRow, WeightsFile, has_reason
+from catalog.database import Adapter, BaseModelRow, DocumentRow, WeightsFile, has_reason, is_hidden
 from catalog.database import FingerprintRow as FingerprintRow
 from catalog.errors import ConfigError, NotFoundError, UsageError, WeightsError
 from catalog.files import BlobStore
 from catalog.fingerprints import FINGERPRINT_VERSION, Cosine, exact_cosine, spectrum_of
 from catalog.query import Query
-from catalog.search.rows import ALL_COLUMNS, BY_NAME, COLUMNS, SHOWN_COLUMNS, from_visible, of_base
+from catalog.search.rows import (
+    ALL_COLUMNS,
+    BY_NAME,
+    COLUMNS,
+    SHOWN_COLUMNS,
+    from_current,
+    from_visible,
+    of_base,
+)
 from catalog.search.vectors import SPACES, Fingerprints, Kind
 
 if TYPE_CHECKING:
@@ -106,11 +114,21 @@ def adapters_by_key(
 
 
 def measured_keys(
-    session: Session, refusing: Collection[str], base: str | None = None, *, every: bool = False
+    session: Session,
+    refusing: Collection[str],
+    base: str | None = None,
+    *,
+    every: bool = False,
+    hidden: bool = False,
+    where: Query | None = None,
 ) -> list[tuple[int, str]]:
-    """(row, key of its fingerprint) of the same adapters, in no order."""
-    query = from_visible(select(Adapter.id, Adapter.weights_digest, Adapter.scaling_pattern))
+    """(row, key of its fingerprint) of the same adapters, in no order; with `hidden` of those that the user
+    hid instead. `where` is a filter on them.
+    """
+    columns = select(Adapter.id, Adapter.weights_digest, Adapter.scaling_pattern)
+    query = from_current(columns).where(is_hidden()) if hidden else from_visible(columns, where)
     query = query if every else query.where(~has_reason(refusing))
+    query = query if where is None else query.where(where.clause(refusing))
     if base is not None:
         query = of_base(session, query, base)
     rows = session.execute(_with_fingerprint(query))

@@ -19,6 +19,7 @@ from catalog.errors import NotFoundError
 from catalog.files import BlobStore
 from catalog.fingerprints import Cosine, Fingerprint, partial_reasons
 from catalog.index import VectorHit, VectorIndex
+from catalog.query import Query, asks_for
 from catalog.search.likeness import (
     Files,
     adapters_by_key,
@@ -164,6 +165,7 @@ class NeighbourSearch:
         self._indexes: dict[tuple[Kind, str | None], VectorIndex] = {}
         self._rows: dict[str | None, dict[str, list[StoredAdapter]]] = {}
         self._vectors: dict[Kind, dict[str, NDArray[np.float32]]] = {kind: {} for kind in SPACES}
+        self._hidden: dict[str | None, list[tuple[int, str]]] = {}
 
     def neighbours(
         self, subject: Subject, *, by: Kind = "output", count: int = 10, exact: bool = False
@@ -191,6 +193,55 @@ class NeighbourSearch:
             for row in by_key[key]
         ]
         return sorted(near, key=lambda row: (-row.score, row.adapter))[:count]
+
+    def hidden_notes(
+        self,
+        subject: Subject,
+        near: Sequence[Neighbour],
+        *,
+        by: Kind = "output",
+        count: int = 10,
+        where: Query | None = None,
+    ) -> list[str]:
+        """A sentence on how many of the `count` nearest are not in `near` as the user hid them; empty where
+        there are none, or the filter asks for `hidden`.
+        """
+        hidden = self.hidden_count(subject, near, by=by, count=count, where=where)
+        if not hidden:
+            return []
+        verb, them = ("is", "it") if hidden == 1 else ("are", "them")
+        among = f"{hidden:,} of the {min(count, hidden + len(near)):,} nearest {verb} hidden by you"
+        return [f"{among} and left out; the filter hidden:yes lists {them}."]
+
+    def hidden_count(
+        self,
+        subject: Subject,
+        near: Sequence[Neighbour],
+        *,
+        by: Kind = "output",
+        count: int = 10,
+        where: Query | None = None,
+    ) -> int:
+        """How many of the `count` nearest, by sketches, the user hid; `near` are the others."""
+        if where is not None and asks_for(where, "hidden"):
+            return 0
+        if subject.base not in self._hidden:
+            self._hidden[subject.base] = measured_keys(
+                *(self._session, self._refusing, subject.base),
+                every=self._every,
+                hidden=True,
+                where=where,
+            )
+        keys = [key for id_, key in self._hidden[subject.base] if id_ != subject.adapter_id]
+        if not keys:
+            return 0
+        scores = self._sketch_cosines(subject.vectors[by], by, keys)
+        shown = sorted((getattr(row, by) for row in near), reverse=True)
+        # A zero vector has no neighbours.
+        hidden = sorted((scores[key] for key in keys if self._vectors[by][key].any()), reverse=True)
+        return sum(
+            place + sum(score > value for score in shown) < count for place, value in enumerate(hidden)
+        )
 
     def _nearest_candidates(
         self, subject: Subject, by: Kind, count: int

@@ -62,6 +62,8 @@ if TYPE_CHECKING:
 FORMAT = "loradex-page/1"
 # Neighbours of each adapter.
 NEAREST = 12
+# Duplicates of an adapter, and members of its family, that are listed with it.
+MOST_COPIES = 30
 # The longest card that a page shows, in characters.
 LONGEST_CARD = 200_000
 # The most repositories of a crawl that are listed by name.
@@ -74,7 +76,7 @@ _FIRST = (
 # What the head says of the whole catalog.
 _TOTALS = ("repositories", "gone", "measured", "waiting")
 # Counts up when the documents of the same catalog differ.
-_REVISION = 4
+_REVISION = 5
 # Columns of names of engines.
 _ENGINE_KEYS = ("runs", "runs_unknown")
 _NUMBERED = re.compile(r"([a-z]+)/(0|[1-9][0-9]{0,8})(?:-(output|delta))?\.(?:json|bin)")
@@ -116,13 +118,13 @@ class Documents:
     def __init__(self, catalog: Catalog, choice: Choice | None = None) -> None:
         self.settings = catalog.settings
         self.choice = choice or Choice()
-        self._lock = threading.RLock()
+        self._lock, self._comparing = threading.RLock(), threading.RLock()
         self._engines = load_engines(self.settings.engines)
         with reading(self.settings) as session:
             self.stamp = self._stamp(session)
             state = listing.adapter_state(session)
-        key = _digest_of(state, self._engines)
-        self._kept = KeptDocuments(self.settings.index, key) if self.choice == Choice() else None
+        self._key = _digest_of(state, self._engines)
+        self._kept = KeptDocuments(self.settings.index) if self.choice == Choice() else None
 
     def _stamp(self, session: Session) -> str:
         return _digest_of(listing.catalog_state(session), load_engines(self.settings.engines), self.choice)
@@ -153,9 +155,12 @@ class Documents:
                 engines=self._engines,
             )
 
-    def _read_or_make(self, name: str, make: Callable[[], bytes]) -> bytes:
-        """A document that is made of the columns, or as it was kept."""
-        return make() if self._kept is None else self._kept.read(name, make)
+    def _read_or_make(self, name: str, make: Callable[[], bytes], facts: object = None) -> bytes:
+        """A document that follows from the adapters, and maybe some facts more, or as it was kept."""
+        if self._kept is None:
+            return make()
+        key = self._key if facts is None else _digest_of(f"{self._key} {facts!r}", self._engines)
+        return self._kept.read(name, key, make)
 
     @cached_property
     def _rows(self) -> dict[str, Any]:
@@ -268,7 +273,7 @@ class Documents:
             "list.json": lambda: self._read_or_make("list.json", self._list),
             "more.json": lambda: self._read_or_make("more.json", self._more),
             "own.json": lambda: _columns_document(self._notes, listing.OWN_COLUMNS),
-            "groups.json": self._groups,
+            "groups.json": lambda: self._groups,
             "pools.json": self._pools,
             "scores.json": self._scores,
             "crawls.json": self._crawls,
@@ -281,6 +286,7 @@ class Documents:
         numbered: dict[str, Callable[[int], bytes]] = {
             "adapter": self._adapter,
             "nearest": self._nearest,
+            "copies": self._copies,
             "leaderboard": self._leaderboard,
             "crawl": self._crawl,
         }
@@ -329,6 +335,7 @@ class Documents:
             self.document(name)
         if self._kept is not None and self.names:
             self.__dict__.pop("_columns", None)
+        self.document("groups.json")
 
     def _place(self, number: int) -> int:
         if number >= len(self.ids):
@@ -413,10 +420,12 @@ class Documents:
 
         def document(row: Adapter) -> bytes:
             try:
-                found = search.neighbours(nearest.subject_of(session, row, blobs), count=NEAREST)
+                subject = nearest.subject_of(session, row, blobs)
+                found = search.neighbours(subject, count=NEAREST)
             except LoradexError as error:
-                return encode_json({"rows": [], "note": str(error)})
-            return encode_json({"rows": [_neighbour(row) for row in found], "note": ""})
+                return encode_json({"rows": [], "note": str(error), "hidden": 0})
+            hidden = 0 if self._hidden is None else search.hidden_count(subject, found, count=NEAREST)
+            return encode_json({"rows": [_neighbour(row) for row in found], "note": "", "hidden": hidden})
 
         return document
 
@@ -432,7 +441,41 @@ class Documents:
             rows = self.measured_rows(session, self.bases[base])
             return points.points_document(session, rows, self.names, likeness.kind(kind), self.settings.index)
 
+    @property
     def _groups(self) -> bytes:
+        """`groups.json`: all duplicates and families, which take seconds to find."""
+        with self._comparing:
+            return self._groups_document
+
+    @cached_property
+    def _groups_document(self) -> bytes:
+        # Beside the adapters, files that are kept decide, and what is hidden is left out.
+        hidden = [key for key, is_hidden in zip(self.ids, self._notes["hidden"], strict=True) if is_hidden]
+        kept = sorted(blob.sha256 for blob in BlobStore(self.settings.blobs).blobs())
+        return self._read_or_make("groups.json", self._make_groups, (hidden, kept))
+
+    @cached_property
+    def _groups_by_name(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """The duplicates and the family of each adapter that has some."""
+        groups = json.loads(self._groups)
+        return {
+            kind: {name: row for row in groups[kind] for name in row["members"]}
+            for kind in ("duplicates", "families")
+        }
+
+    def _copies(self, number: int) -> bytes:
+        self._place(number)
+        return self.copies_of(self._rows["adapter"][number])
+
+    def copies_of(self, adapter: str) -> bytes:
+        """Of `groups.json` the duplicates and the family of one adapter, None where it has none, with the
+        first of the other members.
+        """
+        return encode_json(
+            {kind: _group_of(rows.get(adapter), adapter) for kind, rows in self._groups_by_name.items()}
+        )
+
+    def _make_groups(self) -> bytes:
         with reading(self.settings) as session:
             rows = [
                 row
@@ -645,6 +688,14 @@ def _count_sources(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         }
         for key, group in sorted(groups.items())
     ]
+
+
+def _group_of(row: Mapping[str, Any] | None, adapter: str) -> dict[str, Any] | None:
+    """A group without one of its members, whose page shows it."""
+    if row is None:
+        return None
+    others = [name for name in row["members"] if name != adapter]
+    return {**row, "members": others[:MOST_COPIES]}
 
 
 def _neighbour(row: Neighbour) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def _written(documents: Documents, step: ProgressStep) -> Iterator[tuple[str, by
     below = f"d/{documents.stamp}"
     for name in documents.shared_names():
         yield f"{below}/{name}", documents.document(name)
-    ids = documents.ids
+    ids, names = documents.ids, list(documents.names)
     with reading(documents.settings) as session:
         nearest_of = documents.nearest_by(session)
         for start in range(0, len(ids), SHARED):
@@ -124,6 +124,8 @@ def _written(documents: Documents, step: ProgressStep) -> Iterator[tuple[str, by
             yield f"{below}/adapters/{start // SHARED}.json.gz", _pack(details)
             near = [nearest_of(row) for row in rows]
             yield f"{below}/nearest/{start // SHARED}.json.gz", _pack(near)
+            copies = [documents.copies_of(names[place]) for place in places]
+            yield f"{below}/copies/{start // SHARED}.json.gz", _pack(copies)
             session.expunge_all()
     step.working(len(ids), len(ids))
 

@@ -16,41 +16,46 @@ _FOLDER = "page"
 
 
 class KeptDocuments:
-    """The documents of one state of the adapters; those of another state are removed when one is written.
+    """Documents by name, each of one state; that of another state is removed when one is written.
 
     Args:
         index: The folder of indexes.
-        key: What differs where the documents do.
     """
 
-    def __init__(self, index: Path, key: str) -> None:
-        self._folder, self._key = index / _FOLDER, key
+    def __init__(self, index: Path) -> None:
+        self._folder = index / _FOLDER
 
-    def read(self, name: str, make: Callable[[], bytes]) -> bytes:
-        """A document as it was kept, else as it is made now, which is kept where the disk allows that."""
-        content = self._read(name)
+    def read(self, name: str, key: str, make: Callable[[], bytes]) -> bytes:
+        """A document as it was kept, else as it is made now, which is kept where the disk allows that.
+
+        Args:
+            name: The name of the document.
+            key: What differs where the document does.
+            make: Makes it.
+        """
+        path = self._folder / f"{key}-{name}.gz"
+        content = _read(path)
         if content is None:
             content = make()
             with suppress(OSError):
-                self._write(name, content)
+                _write(path, content)
+                for file in self._folder.glob(f"*-{name}.gz"):
+                    if file != path:
+                        file.unlink(missing_ok=True)
         return content
 
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{self._key}-{name}.gz"
 
-    def _read(self, name: str) -> bytes | None:
-        """None where it is not there, damaged or too large."""
-        try:
-            with gzip.open(self._path(name)) as file:
-                content = file.read(_MOST_BYTES + 1)
-        except (OSError, EOFError, zlib.error):
-            return None
-        return content if len(content) <= _MOST_BYTES else None
+def _read(path: Path) -> bytes | None:
+    """None where it is not there, damaged or too large."""
+    try:
+        with gzip.open(path) as file:
+            content = file.read(_MOST_BYTES + 1)
+    except (OSError, EOFError, zlib.error):
+        return None
+    return content if len(content) <= _MOST_BYTES else None
 
-    def _write(self, name: str, content: bytes) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with replace_file(self._path(name)) as new:
-            new.write_bytes(gzip.compress(content, 6, mtime=0))
-        for file in self._folder.glob("*.gz"):
-            if not file.name.startswith(f"{self._key}-"):
-                file.unlink(missing_ok=True)
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(path) as new:
+        new.write_bytes(gzip.compress(content, 6, mtime=0))

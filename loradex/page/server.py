@@ -20,7 +20,7 @@ from catalog.database import reading
 from catalog.errors import LoradexError, NotFoundError, UsageError
 from catalog.extras import require_extra
 from catalog.files import BlobStore
-from catalog.search import hidden_notes, neighbours
+from catalog.search import NeighbourSearch
 from loradex.arguments import check_arguments, check_choice
 from loradex.catalog import Catalog
 from loradex.comparison import compare_subjects, exactness_notes, find_stored_subject, subject_notes
@@ -162,10 +162,10 @@ class Site:
         blobs = BlobStore(settings.blobs)
         with reading(settings) as session:
             subject = find_stored_subject(session, adapter, blobs)
-            rows = neighbours(
-                session, subject, settings.index, blobs, (), count=_MOST_NEAR, exact=True, every=True
-            )
-            notes = [*subject_notes(adapter, subject), *hidden_notes(session), *exactness_notes(rows)]
+            others = NeighbourSearch(session, settings.index, blobs, (), every=True)
+            rows = others.neighbours(subject, count=_MOST_NEAR, exact=True)
+            hidden = others.hidden_notes(subject, rows, count=_MOST_NEAR)
+            notes = [*subject_notes(adapter, subject), *hidden, *exactness_notes(rows)]
         return encode_json({"rows": rows, "notes": notes})
 
     def compare(self, query: Mapping[str, str]) -> bytes:

@@ -92,6 +92,27 @@ def test_hidden_adapters_are_not_selected_or_compared(sample_copy: loradex.Catal
         catalog.select("named", by="named", adapters=[nearest])
 
 
+def test_neighbours_count_the_hidden_ones_among_them(sample_copy: loradex.Catalog) -> None:
+    catalog, of = sample_copy, "zoo/banking77"
+    near = [row.adapter for row in catalog.similar(of, k=100, verdict="any")]
+    other = next(row.adapter for row in catalog.adapters(where="-verdict:skipped") if row.adapter not in near)
+    assert catalog.similar(of, k=3, verdict="any").notes == ()
+    # Of those that are hidden, one is of another base model, one too far, and one the adapter itself.
+    for name in (other, near[-1], of, near[1]):
+        catalog.hide(name)
+    rows = catalog.similar(of, k=3, verdict="any")
+    assert [row.adapter for row in rows] == [near[0], near[2], near[3]]
+    assert rows.notes == (
+        "1 of the 3 nearest is hidden by you and left out; the filter hidden:yes lists it.",
+    )
+    rows = catalog.similar(of, k=100, verdict="any")
+    assert len(rows) == len(near) - 2
+    among = f"2 of the {len(near)} nearest are hidden by you and left out"
+    assert rows.notes == (f"{among}; the filter hidden:yes lists them.",)
+    owner = near[1].partition("/")[0]
+    assert "nearest" in " ".join(catalog.similar(of, k=100, where=f"owner:{owner}", verdict="any").notes)
+
+
 def test_a_crawl_leaves_them_alone_and_export_brings_them_back(
     crawled: Program, tmp_path: Path, data: Path
 ) -> None:

@@ -110,6 +110,26 @@ def served(page_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.fixture(scope="session")
+def alike_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of adapters that are duplicates (one file, one update at another scale) and families."""
+    folder = tmp_path_factory.mktemp("alike")
+    seeds = {"ann/one": 0, "bob/same": 0, "cat/other": 1, "dan/large": 2, "dan/larger": 2, "eve/alone": 3}
+    seeds |= {f"eve/run-{number}": 10 + number for number in range(40)}
+    for name, seed in seeds.items():
+        files = lora_files(TINY)
+        tensors = lora_tensors(layers=1, seed=seed)
+        if name == "dan/larger":
+            tensors = {key: value * (3 if "lora_B" in key else 1) for key, value in tensors.items()}
+        files["adapter_model.safetensors"] = safetensors_bytes(tensors)
+        files["README.md"] = card(f"# {name}", base_model=TINY)
+        make_repo(folder / "hub", name, files)
+    with LocalHub(folder / "hub") as hub, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_ENDPOINT", hub.url)
+        loradex.open(folder / "data").crawl(any_base=True, weights="keep")
+    return folder / "data"
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """One Chromium for all tests; skips where there is none."""
     path = shutil.which("chromium") or shutil.which("google-chrome")

@@ -16,7 +16,9 @@ from starlette.staticfiles import StaticFiles
 
 import loradex
 from crawler.localhub import LocalServer
-from loradex.page import export_page
+from loradex.page import create_app, export_page
+from loradex.page.documents import MOST_COPIES
+from loradex.page.server import Site
 from tests.page.conftest import SCRIPT, hostile_name
 from tests.page.filters import FILE
 
@@ -159,6 +161,66 @@ def test_a_view_that_takes_long_is_there_before_it_is_complete(open_page: OpenPa
     assert page.locator("main > div").count() == 1
 
 
+@pytest.fixture(scope="module")
+def alike(alike_data: Path) -> Iterator[str]:
+    """The address of the page of a catalog with duplicates and a family."""
+    with LocalServer(lambda: create_app(Site(loradex.open(alike_data)))) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def alike_export(alike_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of its export."""
+    folder = tmp_path_factory.mktemp("alike") / "site"
+    export_page(loradex.open(alike_data), folder)
+    with LocalServer(lambda: StaticFiles(directory=folder, html=True)) as server:
+        yield server.url
+
+
+@pytest.mark.parametrize("kind", ["alike", "alike_export"])
+def test_an_adapter_has_the_copies_of_the_page_of_groups(
+    open_page: OpenPage, request: pytest.FixtureRequest, kind: str
+) -> None:
+    page = open_page("?p=groups", site=request.getfixturevalue(kind))
+    shown = [
+        (group.locator("summary").inner_text(), group.locator("li").all_inner_texts())
+        for group in page.locator(".view.groups details").all()
+    ]
+    assert [members[0] for _, members in shown] == ["ann/one", "dan/large", "eve/run-0", "dan/large"]
+    assert shown[1][0] == "dan/large · 2 with the same update · weakest cosine 1.00"
+    for title, members in shown:
+        page.evaluate(GO, f"?p=adapter&a={members[0]}")
+        page.wait_for_selector(f".adapter[data-title='{members[0]}'] #copies ul")
+        # The page of groups lists 30 members, that of an adapter 30 others.
+        text = page.inner_text("#copies")
+        assert all(name in text for name in members[1:-1])
+        assert title.partition(" · ")[2].split(" · ")[-1].partition(" ")[2] in text
+    page.evaluate(GO, "?p=adapter&a=eve/run-0")
+    page.wait_for_selector(".adapter[data-title='eve/run-0'] #copies .note:text-is('and 9 more')")
+    assert page.locator("#copies li a").count() == MOST_COPIES
+    page.evaluate(GO, "?p=adapter&a=eve/alone")
+    page.wait_for_selector(
+        ".adapter[data-title='eve/alone'] #copies .note:text-is('It has no duplicates here.')"
+    )
+    assert page.locator("#copies li").count() == 0
+
+
+def test_an_adapter_does_not_wait_for_its_copies(open_page: OpenPage) -> None:
+    page = open_page("?p=list")
+    count(page, 5)
+    held: list[Any] = []
+    page.route("**/copies/*.json", lambda route: held.append(route))
+    for name in ("ann/one", "ann/two"):
+        page.evaluate(GO, f"?p=adapter&a={name}")
+        page.wait_for_selector(f".view.adapter[data-title='{name}'] #nearest table")
+        assert page.inner_text("#copies .note") == "Comparing…"
+        assert page.locator("svg.heat").count() == 1
+    # The answer for a view that was left is not waited for.
+    with page.expect_event("requestfailed", lambda request: "copies" in request.url):
+        page.evaluate(GO, "?p=pools")
+    page.wait_for_selector(".view.pools")
+
+
 def test_the_map_shows_what_is_under_the_pointer(open_page: OpenPage) -> None:
     page = open_page("?p=map")
     page.wait_for_function("() => document.querySelector('.map')?.dataset.inView === '5'")
@@ -251,7 +313,7 @@ def test_what_the_user_writes_is_shown_at_once(open_page: OpenPage) -> None:
     page.evaluate(GO, "?p=adapter&a=ann/one")
     page.wait_for_selector("#nearest table")
     assert page.locator("#nearest tbody tr").count() == 2
-    assert "2 hidden by you are left out" in page.inner_text("#nearest")
+    assert "2 of the nearest hidden by you are left out" in page.inner_text("#nearest")
     page.evaluate(GO, "?p=map")
     page.wait_for_function("() => document.querySelector('.map')?.dataset.inView === '3'")
     assert "2 hidden by you are left out" in page.inner_text(".inview")

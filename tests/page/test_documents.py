@@ -18,10 +18,11 @@ import loradex
 from catalog.adapters import load_engines, verdict
 from catalog.database import Adapter, reading
 from catalog.errors import NotFoundError
+from catalog.fingerprints import families
 from catalog.query import FIELDS, fold, query_row, texts_in
 from catalog.search import listing
 from loradex.page import Documents
-from loradex.page.documents import Choice
+from loradex.page.documents import MOST_COPIES, Choice
 from loradex.page.encoding import encode_column, encode_sketch
 from loradex.page.points import NOWHERE
 from tests.page.conftest import CARD, TINY, hostile_name
@@ -386,8 +387,8 @@ def test_documents_of_the_adapters_are_kept(
 
     first = documents()
     files = sorted(own_catalog.settings.index.glob("page/*"))
-    assert [file.name.partition("-")[2] for file in files] == [
-        *("list.json.gz", "more.json.gz", "rows.json.gz", "totals.json.gz")
+    assert sorted(file.name.partition("-")[2] for file in files) == [
+        *("groups.json.gz", "list.json.gz", "more.json.gz", "rows.json.gz", "totals.json.gz")
     ]
 
     def refuse(*_: object, **__: object) -> None:
@@ -407,14 +408,81 @@ def test_documents_of_the_adapters_are_kept(
         assert [name for name, row in changed.names.items() if own["hidden"][row]] == ["bob/four"]
         assert json.loads(changed.head())["own"] == {"own_tags": 1, "note": 1, "hidden": 1}
     # What was damaged, or is of other adapters, is made again.
-    files[0].write_bytes(files[0].read_bytes()[:-9])
-    assert documents()["list.json"] == first["list.json"]
+    for file in files:
+        file.write_bytes(file.read_bytes()[:-9])
+    damaged = documents()
+    assert all(damaged[name] == first[name] for name in ("list.json", "more.json", "adapter/1.json"))
     engine = create_engine(own_catalog.settings.catalog_url)
     with engine.begin() as connection:
         connection.execute(text("UPDATE repository SET likes = 7 WHERE name = 'ann/one'"))
     engine.dispose()
     assert documents()["list.json"] != first["list.json"]
-    assert len({file.name.partition("-")[0] for file in own_catalog.settings.index.glob("page/*")}) == 1
+    assert len(list(own_catalog.settings.index.glob("page/*"))) == len(files)
+
+
+def test_the_copies_of_an_adapter_are_those_of_the_groups(alike_data: Path) -> None:
+    catalog = loradex.open(alike_data)
+    documents = Documents(catalog)
+    groups = load(documents, "groups.json")
+    assert [tuple(row["members"]) for row in groups["duplicates"]] == [
+        row.members for row in catalog.duplicates(verdict="any")
+    ]
+    assert {row["family"]: row["size"] for row in groups["families"]} == {
+        row.family: row.size for row in catalog.families(verdict="any")
+    }
+    found = {"duplicates": set[str](), "families": set[str]()}
+    for name, place in documents.names.items():
+        copies = load(documents, f"copies/{place}.json")
+        assert set(copies) == {"duplicates", "families"}
+        for kind, group in copies.items():
+            expected = [row for row in groups[kind] if name in row["members"]]
+            if group is None:
+                assert expected == [], name
+                continue
+            [row] = expected
+            others = [member for member in row["members"] if member != name]
+            assert group == row | {"members": others[:MOST_COPIES]}
+            found[kind].add(name)
+    assert found["duplicates"] == {"ann/one", "bob/same", "dan/large", "dan/larger"}
+    assert len(found["families"]) == 42
+    assert max(row["size"] for row in groups["families"]) == 40 > MOST_COPIES + 1
+
+
+def test_groups_are_kept_for_the_files_and_hidden_marks_they_follow_from(
+    alike_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(alike_data, tmp_path / "data")
+    catalog = loradex.open(tmp_path / "data")
+    shutil.rmtree(catalog.settings.index, ignore_errors=True)
+    made: list[str] = []
+    monkeypatch.setattr(
+        "loradex.page.documents.families",
+        lambda *rows, **options: made.append("") or families(*rows, **options),
+    )
+
+    def groups() -> Any:
+        return load(Documents(catalog), "groups.json")
+
+    Documents(catalog).keep()
+    first = groups()
+    assert groups() == first
+    catalog.annotate(["ann/one"], tags=["mine"])
+    assert groups() == first
+    assert len(made) == 1
+    # Without its file, an adapter is compared by its sketch.
+    assert {group["exact"] for group in first["duplicates"]} == {True}
+    for file in catalog.settings.blobs.rglob("*"):
+        if file.is_file():
+            file.unlink()
+    sketched = groups()
+    assert [group["members"] for group in sketched["duplicates"]] == [
+        group["members"] for group in first["duplicates"]
+    ]
+    assert [group["exact"] for group in sketched["duplicates"] if group["level"] == "delta"] == [False]
+    catalog.hide("bob/same")
+    assert [group["members"][0] for group in groups()["duplicates"]] == ["dan/large"]
+    assert len(made) == 3
+    assert len(list(catalog.settings.index.glob("page/*-groups.json.gz"))) == 1
 
 
 def test_a_part_of_the_catalog_is_not_kept(own_catalog: loradex.Catalog) -> None:

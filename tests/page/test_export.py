@@ -47,7 +47,7 @@ def test_an_export_has_the_bytes_of_the_server(exported: Path, catalog: loradex.
     assert {"list.json", "more.json", "scores.json", "pool/both.json"} <= set(names)
     for name in [*names, "points/0-output.bin", "points/0-delta.bin"]:
         assert (below / name).read_bytes() == documents.document(name), name
-    for folder, kind in (("adapters", "adapter"), ("nearest", "nearest")):
+    for folder, kind in (("adapters", "adapter"), ("nearest", "nearest"), ("copies", "copies")):
         packed = gzip.decompress((below / folder / "0.json.gz").read_bytes())
         assert packed == b"[" + b",".join(documents.document(f"{kind}/{n}.json") for n in range(5)) + b"]"
 

@@ -1,7 +1,7 @@
 // One adapter: facts, reasons in words, training, scores, weights, neighbours, files and its card.
 
 import * as data from "./data.js";
-import { command, copyButton, cosine, fill, h, link, name, number, short, table } from "./dom.js";
+import { append, command, copyButton, cosine, fill, h, link, name, number, sameness, short, table } from "./dom.js";
 import { selection } from "./app.js";
 import { card, outside } from "./card.js";
 import { section as own } from "./own.js";
@@ -50,26 +50,36 @@ export async function show(box, address) {
     h("div", { class: "cards" }, near, copies),
     h("section", null, table(["file", "bytes", "digest"], (detail.files ?? []).map((file) => [name(file.name), number(file.size), h("code", null, (file.digest ?? "").slice(0, 16))]), "Files")),
     h("section", null, h("h2", null, "Card"), detail.card === null ? [h("p", { class: "note" }, detail.card_left_out ? "Not in the snapshot." : data.head.cards ? "It has no card." : "This copy has no cards."), detail.card_left_out ? command("show", detail.adapter, "--card") : ""] : [card(detail.card), detail.card_length > detail.card.length ? h("p", { class: "note" }, "The card is longer than this.") : ""]));
-  if (row !== undefined && detail.current) {
-    drawNearest(near, row, detail.adapter);
-    drawCopies(copies, detail.adapter);
-  } else [near, copies].forEach((one) => one.remove());
+  if (row === undefined || !detail.current) return [near, copies].forEach((one) => one.remove());
+  // What takes long comes later; it is not waited for once the view is left, as a browser waits for few answers at a time.
+  const waiting = new AbortController(), later = (place, drawn) => drawn.catch((error) => (waiting.signal.aborted ? "" : append(place, [h("p", { class: "error" }, error.message)])));
+  later(near, drawNearest(near, row, detail.adapter, waiting.signal));
+  later(copies, drawCopies(copies, row, waiting.signal));
+  return () => waiting.abort();
 }
 
 const engine = (one) => [one.runs === true ? "runs" : one.runs === false ? "does not run" : "its file must be read", [...one.reasons, one.remedies.length ? `remedy: ${one.remedies.join(", ")}` : "", one.option ? `needs ${one.option}` : ""].filter(Boolean).join("; ")].filter(Boolean).join(": ");
 
-async function drawNearest(place, row, adapter) {
-  const result = await data.part("nearest", row);
-  const draw = (all, text) => { const rows = all.filter((one) => !data.isHidden(one.adapter)), note = [text, data.hiddenNote()].filter(Boolean).join(" "); return fill(place, h("h2", null, "Nearest by weights"), rows.length ? table(["adapter", "cosine", "rank", "license", "verdict"], rows.map((one) => {
-    const at = data.place(one.adapter);
-    return [link({ p: "adapter", a: one.adapter }, name(one.adapter)), h("span", { title: one.why }, cosine(one.score)), one.rank, one.license ?? "–", at === undefined ? "" : data.columns.get("verdict").at(at)];
-  }), "Adapters of the same base model, cosines of output sketches") : h("p", { class: "note" }, note), h("p", { class: "note" }, rows.length ? note : ""), command("similar", adapter, "--verdict", "any"),
-  data.head.host && rows.length ? h("button", { type: "button", onclick: async (event) => { event.target.disabled = true; const exact = await data.ask("similar", { a: adapter }); draw(exact.rows, exact.notes.filter((one) => !/hidden/.test(one)).join(" ") || "Exact cosines."); } }, "compare the weights exactly") : ""); };
-  draw(result.rows, result.note || "Cosines of sketches are off by about 0.03.");
+async function drawNearest(place, row, adapter, signal) {
+  const result = await data.part("nearest", row, signal);
+  const draw = (all, text, hidden) => {
+    const rows = all.filter((one) => !data.isHidden(one.adapter)), note = [text, data.hiddenNote(hidden + all.length - rows.length, "of the nearest ")].filter(Boolean).join(" ");
+    return fill(place, h("h2", null, "Nearest by weights"), rows.length ? table(["adapter", "cosine", "rank", "license", "verdict"], rows.map((one) => {
+      const at = data.place(one.adapter);
+      return [link({ p: "adapter", a: one.adapter }, name(one.adapter)), h("span", { title: one.why }, cosine(one.score)), one.rank, one.license ?? "–", at === undefined ? "" : data.columns.get("verdict").at(at)];
+    }), "Adapters of the same base model, cosines of output sketches") : "", h("p", { class: "note" }, note), command("similar", adapter, "--verdict", "any"),
+    data.head.host && rows.length ? h("button", { type: "button", onclick: async (event) => { event.target.disabled = true; const exact = await data.ask("similar", { a: adapter }); draw(exact.rows, exact.notes.join(" ") || "Exact cosines.", 0); } }, "compare the weights exactly") : "");
+  };
+  draw(result.rows, result.note || "Cosines of sketches are off by about 0.03.", result.hidden);
 }
 
-async function drawCopies(place, adapter) {
-  const groups = await data.document_("groups.json"), isMine = ({ members: all }) => all.includes(adapter) && all.some((one) => one !== adapter && !data.isHidden(one)), mine = groups.duplicates.find(isMine), series = groups.families.filter(isMine);
-  const members = (group) => h("ul", null, group.members.filter((one) => one !== adapter && !data.isHidden(one)).map((one) => h("li", null, link({ p: "adapter", a: one }, name(one)))));
-  fill(place, h("h2", null, "Duplicates and family"), mine ? [h("p", null, `The same by ${mine.level}: ${mine.note}`), members(mine)] : h("p", { class: "note" }, "It has no duplicates here."), series.map((group) => [h("p", null, `Family ${group.family}: ${group.why}`), members(group)]));
+// Of the groups of the page Duplicates those with this adapter.
+async function drawCopies(place, row, signal) {
+  const { duplicates, families } = await data.part("copies", row, signal);
+  const group = (one, title) => {
+    const members = one.members.filter((member) => !data.isHidden(member)), more = one.size - 1 - one.members.length;
+    return members.length || more ? [h("p", null, title), h("ul", null, members.map((member) => h("li", null, link({ p: "adapter", a: member }, name(member)))), more ? h("li", { class: "note" }, `and ${number(more)} more`) : "")] : "";
+  };
+  const copies = duplicates ? group(duplicates, `${sameness(duplicates)}${duplicates.note ? `; ${duplicates.note}` : ""}. The others:`) : "";
+  fill(place, h("h2", null, "Duplicates and family"), copies || h("p", { class: "note" }, "It has no duplicates here."), families ? group(families, [name(families.family), `: ${number(families.size)} of one owner, ${families.why}. The others:`]) : "");
 }

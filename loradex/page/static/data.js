@@ -151,11 +151,11 @@ function once(name, make) {
 }
 
 const kept = new Map();
-export async function document_(name, type = "json") {
+export async function document_(name, type = "json", signal = undefined) {
   const key = `${head.stamp}/${name}`;
   if (!kept.has(key)) {
     if (kept.size > 60) kept.delete(kept.keys().next().value);
-    kept.set(key, answer(`d/${key}`).then((response) => response[type === "json" ? "json" : "arrayBuffer"]())
+    kept.set(key, answer(`d/${key}`, { signal }).then((response) => response[type === "json" ? "json" : "arrayBuffer"]())
       .catch((error) => { kept.delete(key); throw error; }));
   }
   return kept.get(key);
@@ -174,9 +174,9 @@ async function unpacked(name) {
   return PARTS.get(name);
 }
 
-// A document of one adapter by its place in the list: "adapter" or "nearest".
-export async function part(kind, row) {
-  if (head.host) return document_(`${kind}/${row}.json`);
+// A document of one adapter by its place in the list: "adapter", "nearest" or "copies".
+export async function part(kind, row, signal) {
+  if (head.host) return document_(`${kind}/${row}.json`, "json", signal);
   return (await unpacked(`${kind === "adapter" ? "adapters" : kind}/${Math.floor(row / SHARED)}.json.gz`))[row % SHARED];
 }
 
@@ -225,8 +225,9 @@ function rewrite(rows) {
 
 // What the user hid is left out of every list of adapters, which says so.
 export const isHidden = (adapter) => place(adapter) !== undefined && columns.get("hidden").at(place(adapter)) === true;
-export function hiddenNote(n = head.own.hidden ? marksOf(columns.get("hidden").test(Boolean)).count : 0) {
-  return n ? `${n.toLocaleString("en-US")} hidden by you ${n === 1 ? "is" : "are"} left out.` : "";
+export const hiddenCount = (passes) => (head.own.hidden ? rowsOf(marksOf(columns.get("hidden").test(Boolean)).marks).filter(passes).length : 0);
+export function hiddenNote(n = hiddenCount(() => true), of = "") {
+  return n ? `${n.toLocaleString("en-US")} ${of}hidden by you ${n === 1 ? "is" : "are"} left out.` : "";
 }
 
 const cards = new Map();

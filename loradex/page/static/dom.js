@@ -63,6 +63,10 @@ export const short = (value) => (value === null || value === undefined || value 
 export const day = (seconds) => (seconds === null || seconds === undefined ? "" : new Date(seconds * 1000).toISOString().slice(0, 10));
 export const cosine = (value) => (value === null || value === undefined ? "–" : value.toFixed(2));
 
+// How the adapters of a group of duplicates are the same.
+const SAME = { file: "same file", tensor: "same tensors", delta: "same update" };
+export const sameness = (group) => `${number(group.size)} with the ${SAME[group.level]}${group.cosine === null ? "" : ` · weakest cosine ${cosine(group.cosine)}${group.exact ? "" : " (sketched)"}`}`;
+
 export function table(head, rows, caption) {
   return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption },
     h("table", null, h("caption", null, caption),

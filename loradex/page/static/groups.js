@@ -1,7 +1,7 @@
 // Duplicates by level, and families: one owner's series and the checkpoints of one run.
 
 import * as data from "./data.js";
-import { command, cosine, fill, h, link, name, number } from "./dom.js";
+import { command, fill, h, link, name, number, sameness } from "./dom.js";
 
 const MOST = 200;
 
@@ -15,6 +15,6 @@ export async function show(box) {
     .filter((group) => group.size > 1).sort((a, b) => b.size - a.size);
   const copies = shown(groups.duplicates), series = shown(groups.families);
   fill(box, h("h1", null, "Duplicates and families"), h("p", { class: "note" }, data.hiddenNote()),
-    h("section", null, h("h2", null, `${number(copies.length)} ${copies.length === 1 ? "group" : "groups"} of the same or nearly the same weights`), command("duplicates", "--verdict", "any"), copies.slice(0, MOST).map((group) => h("details", { open: copies.length < 20 }, h("summary", null, `${number(group.size)} by ${group.level}: `, name(group.members[0]), group.cosine === null ? "" : ` · weakest cosine ${cosine(group.cosine)}${group.exact ? "" : " (sketched)"}`), group.note ? h("p", { class: "note" }, group.note) : "", members(group.members))), copies.length > MOST ? h("p", { class: "note" }, `and ${number(copies.length - MOST)} more`) : ""),
+    h("section", null, h("h2", null, `${number(copies.length)} ${copies.length === 1 ? "group" : "groups"} of the same or nearly the same weights`), command("duplicates", "--verdict", "any"), copies.slice(0, MOST).map((group) => h("details", { open: copies.length < 20 }, h("summary", null, name(group.members[0]), ` · ${sameness(group)}`), group.note ? h("p", { class: "note" }, group.note) : "", members(group.members))), copies.length > MOST ? h("p", { class: "note" }, `and ${number(copies.length - MOST)} more`) : ""),
     h("section", null, h("h2", null, `${number(series.length)} ${series.length === 1 ? "family" : "families"}`), command("duplicates", "--level", "family", "--verdict", "any"), series.slice(0, MOST).map((group) => h("details", { open: series.length < 20 }, h("summary", null, name(group.family), ` · ${number(group.size)} · ${group.why}`), members(group.members))), series.length > MOST ? h("p", { class: "note" }, `and ${number(series.length - MOST)} more`) : ""));
 }

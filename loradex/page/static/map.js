@@ -42,7 +42,7 @@ export async function show(box, address) {
   const names = data.columns.get("adapter"), px = (row) => coordinates[2 * row], py = (row) => coordinates[2 * row + 1];
   const paint = colours(colour, rows);
   const hidden = new Set();
-  let marks = null, view = readView(address.get("view")), size = [600, 500], hover = -1, lines = [];
+  let marks = null, hiddenByUser = 0, view = readView(address.get("view")), size = [600, 500], hover = -1, lines = [];
   const dense = rows.length > 3000, radius = rows.length > 30000 ? 1.3 : dense ? 2 : rows.length > 300 ? 4 : 6;
   const ratio = Math.min(2, devicePixelRatio || 1);
 
@@ -156,7 +156,7 @@ export async function show(box, address) {
     fill(list, h("h2", null, `In view: ${number(inView.length)}`), h("ul", { tabindex: 0, "aria-label": "Adapters in view" }, ranked.slice(0, MOST_LISTED).map((row) => h("li", { onmouseenter: () => hoverOn(row), onfocusin: () => hoverOn(row) },
       h("input", { type: "checkbox", checked: selection.names.has(names.at(row)), "aria-label": `mark ${names.at(row)}`, onchange: (event) => selection.set(names.at(row), event.target.checked) }),
       h("span", { class: "dot", "aria-hidden": "true" }, dot(paint.colour(row))), link({ p: "adapter", a: names.at(row) }, name(names.at(row))), colour === "owner" ? "" : h("span", { class: "note" }, ` ${paint.word(row)}`)))),
-      inView.length > MOST_LISTED ? h("p", { class: "note" }, `and ${number(inView.length - MOST_LISTED)} more; zoom in`) : "", h("p", { class: "note" }, data.hiddenNote()));
+      inView.length > MOST_LISTED ? h("p", { class: "note" }, `and ${number(inView.length - MOST_LISTED)} more; zoom in`) : "", h("p", { class: "note" }, data.hiddenNote(hiddenByUser)));
   });
   const dot = (ink) => { const place = h("i"); place.style.background = `rgb(${ink.join(" ")})`; return place; };
 
@@ -250,7 +250,9 @@ export async function show(box, address) {
   });
   const refilter = async () => {
     try {
-      marks = where.value.trim() || data.head.own.hidden ? data.marksOf((await data.filter(where.value)).passes).marks : null;
+      const { passes, hides } = await data.filter(where.value), norms = data.columns.get("norm"), baseOf = data.columns.get("base");
+      marks = where.value.trim() || data.head.own.hidden ? data.marksOf(passes).marks : null;
+      hiddenByUser = data.hiddenCount((row) => hides(row) && baseOf.at(row) === bases[base] && norms.at(row) !== null);
       setParams({ where: where.value.trim() });
       fill(problem);
       redraw();
