@@ -15,7 +15,7 @@ from loradex.members import settings_of
 from loradex.progress import ProgressOption, ProgressStep, reporting
 from loradex.rows import Rows
 from studies.power import Power
-from studies.pricing import Price
+from studies.pricing import StudyPrice
 from studies.store import StudyOutcome as StudyOutcome
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class StudyPlan:
     measured: int = 0
     unmeasured: dict[str, int] = field(default_factory=dict)
     power: tuple[Power, ...] = ()
-    price: Price | None = None
+    price: StudyPrice | None = None
     seconds_elsewhere: float = 0.0
     logged: int = 0
 
@@ -282,7 +282,7 @@ def _cost_sentences(plan: StudyPlan) -> Iterator[str]:
         yield f"time not known before a first step of each kind is done: {counts(plan.unmeasured)}"
 
 
-def _price_sentences(price: Price) -> Iterator[str]:
+def _price_sentences(price: StudyPrice) -> Iterator[str]:
     from studies.report.wording import counts, duration
 
     parts = ", ".join(f"{kind} {duration(3600 * hours)}" for kind, hours in price.hours.items())

@@ -45,7 +45,7 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True)
-class Price:
+class StudyPrice:
     """What steps take on a machine: hours by kind of step, and the number of steps that are not priced."""
 
     machine: str
@@ -111,7 +111,7 @@ def read_speed(file: Path) -> Speed:
     )
 
 
-def price(place: Place, pending: Sequence[Step], speed: Speed) -> Price:
+def price(place: Place, pending: Sequence[Step], speed: Speed) -> StudyPrice:
     """What the steps take on a machine of this speed."""
     hours, unpriced = defaultdict[str, float](float), defaultdict[str, int](int)
     for step in pending:
@@ -121,7 +121,7 @@ def price(place: Place, pending: Sequence[Step], speed: Speed) -> Price:
         elif step.kind not in _FREE:
             seconds = work.read / speed.read + work.generated / speed.generated + work.learned / speed.learned
             hours[step.kind] += seconds / 3600
-    return Price(speed.machine, speed.model, dict(sorted(hours.items())), dict(sorted(unpriced.items())))
+    return StudyPrice(speed.machine, speed.model, dict(sorted(hours.items())), dict(sorted(unpriced.items())))
 
 
 def work_of(place: Place, step: Step) -> Work | None:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 Files = tuple[Path, AdapterConfig]
 
 
-class Measured(Protocol):
+class MeasuredAdapter(Protocol):
     """What reading the vectors and files of an adapter takes: a `CopyRow` or a row of any selection."""
 
     @property
@@ -347,13 +347,13 @@ def kept_files(
 
 def read_deltas(
     session: Session,
-) -> Callable[[Sequence[Measured]], Iterator[tuple[int, NDArray[np.float32]]]]:
+) -> Callable[[Sequence[MeasuredAdapter]], Iterator[tuple[int, NDArray[np.float32]]]]:
     """A function that reads the delta vectors of those of some adapters that have one, each with its place
     among these, in any order.
     """
     source = Fingerprints(session, "delta")
 
-    def deltas(rows: Sequence[Measured]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def deltas(rows: Sequence[MeasuredAdapter]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         places: dict[str, list[int]] = {}
         for place, row in enumerate(rows):
             places.setdefault(row.key, []).append(place)
@@ -365,7 +365,7 @@ def read_deltas(
 
 
 def exact_delta(
-    session: Session, rows: Iterable[Measured], blobs: BlobStore
+    session: Session, rows: Iterable[MeasuredAdapter], blobs: BlobStore
 ) -> Callable[[str, str], float | None]:
     """A function of two names that gives the exact cosine, None if a file is not kept."""
     by_name = {row.adapter: row for row in rows}

@@ -1,7 +1,7 @@
 from .importing import ImportCounts, import_snapshot
 from .layout import FORMAT, MANIFEST, TABLES
 from .sampling import SampledAdapter, sample_adapters
-from .verification import Manifest, SnapshotFile, read_manifest, verify_rows, verify_snapshot
+from .verification import SnapshotFile, SnapshotManifest, read_manifest, verify_rows, verify_snapshot
 from .writing import SnapshotChoice, SnapshotCounts, write_snapshot
 
 __all__ = [
@@ -9,11 +9,11 @@ __all__ = [
     "MANIFEST",
     "TABLES",
     "ImportCounts",
-    "Manifest",
     "SampledAdapter",
     "SnapshotChoice",
     "SnapshotCounts",
     "SnapshotFile",
+    "SnapshotManifest",
     "import_snapshot",
     "read_manifest",
     "sample_adapters",

@@ -57,7 +57,7 @@ from catalog.snapshots.layout import (
     SnapshotTable,
     adapter_key,
 )
-from catalog.snapshots.verification import Manifest
+from catalog.snapshots.verification import SnapshotManifest
 
 
 @dataclass
@@ -78,7 +78,7 @@ class ImportCounts:
     rows: dict[str, int] = field(default_factory=dict)
 
 
-def import_snapshot(session: Session, manifest: Manifest) -> ImportCounts:
+def import_snapshot(session: Session, manifest: SnapshotManifest) -> ImportCounts:
     """Writes what a catalog lacks of a snapshot; the caller commits.
 
     A repository that is there is replaced by a later crawl of the same `_id` alone, an adapter at the same
@@ -96,7 +96,7 @@ def import_snapshot(session: Session, manifest: Manifest) -> ImportCounts:
 class _Details:
     """The rows of a table of details, taken in the order of the adapters that they belong to."""
 
-    def __init__(self, manifest: Manifest, table: SnapshotTable) -> None:
+    def __init__(self, manifest: SnapshotManifest, table: SnapshotTable) -> None:
         self._name = table.name
         self._rows = (row for batch in manifest.rows(table) for row in batch)
         self._next = next(self._rows, None)
@@ -116,7 +116,7 @@ class _Details:
 
 
 class _Import:
-    def __init__(self, session: Session, manifest: Manifest) -> None:
+    def __init__(self, session: Session, manifest: SnapshotManifest) -> None:
         self._session, self._manifest = session, manifest
         self._counts = ImportCounts()
         self._repositories: dict[str, int] = {}

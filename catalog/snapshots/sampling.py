@@ -19,7 +19,7 @@ from catalog.snapshots.layout import (
     SnapshotTable,
     adapter_key,
 )
-from catalog.snapshots.verification import Manifest
+from catalog.snapshots.verification import SnapshotManifest
 
 _FINGERPRINT = ("scaling_pattern", "version", "spectrum", "delta", "output")
 
@@ -43,7 +43,7 @@ class SampledAdapter:
     fingerprint: FingerprintRecord | None
 
 
-def sample_adapters(manifest: Manifest, count: int, seed: int) -> list[SampledAdapter]:
+def sample_adapters(manifest: SnapshotManifest, count: int, seed: int) -> list[SampledAdapter]:
     """`count` adapters, or all there are, the same for each seed, in the order of the snapshot."""
     total = manifest.rows_of_tables["adapters"]
     drawn = random.Random(seed).sample(range(total), min(count, total))  # noqa: S311 - a draw, not a secret
@@ -87,11 +87,14 @@ def sample_adapters(manifest: Manifest, count: int, seed: int) -> list[SampledAd
     return sampled
 
 
-def _rows(manifest: Manifest, table: SnapshotTable) -> Iterator[dict[str, Any]]:
+def _rows(manifest: SnapshotManifest, table: SnapshotTable) -> Iterator[dict[str, Any]]:
     return (row for batch in manifest.rows(table) for row in batch)
 
 
 def _found(
-    manifest: Manifest, table: SnapshotTable, key: Callable[[dict[str, Any]], Any], keys: Collection[Any]
+    manifest: SnapshotManifest,
+    table: SnapshotTable,
+    key: Callable[[dict[str, Any]], Any],
+    keys: Collection[Any],
 ) -> dict[Any, dict[str, Any]]:
     return {key(row): row for row in _rows(manifest, table) if key(row) in keys}

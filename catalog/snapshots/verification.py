@@ -61,7 +61,7 @@ class SnapshotFile:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class SnapshotManifest:
     """A checked snapshot: its files by table, and the questions that it answers."""
 
     folder: Path
@@ -170,7 +170,7 @@ def _read_row(
     return row
 
 
-def verify_snapshot(folder: Path) -> Manifest:
+def verify_snapshot(folder: Path) -> SnapshotManifest:
     """The manifest of a snapshot whose files have the digests, columns and rows that it names.
 
     Raises CatalogError, which says what does not agree.
@@ -186,10 +186,10 @@ def verify_snapshot(folder: Path) -> Manifest:
     with _translate_misstatements(str(folder)):
         tables = document["tables"]
         files = {name: _check_table(folder, TABLES[name], tables[name]) for name in tables}
-        return Manifest(folder, files, tuple(map(_read_scope, document["crawls"])), document)
+        return SnapshotManifest(folder, files, tuple(map(_read_scope, document["crawls"])), document)
 
 
-def verify_rows(manifest: Manifest, progress: Callable[[int, int], None]) -> None:
+def verify_rows(manifest: SnapshotManifest, progress: Callable[[int, int], None]) -> None:
     """Reads every row of a checked snapshot; `progress` gets the rows read, and all.
 
     Raises CatalogError for a value that the catalog cannot hold, and for small files, headers and vectors

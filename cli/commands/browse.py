@@ -56,7 +56,7 @@ MOST_TARGETS = 40
 LONGEST_CARD = 600
 
 
-class Listing(TypedDict):
+class ListOptions(TypedDict):
     """Which adapters a list is to have, and in which order."""
 
     where: str
@@ -125,7 +125,7 @@ def adapters(
     Reasons in parentheses are noted only: the rules chosen do not refuse for them. `loradex fields` lists
     what a filter can ask for.
     """
-    listing: Listing = {
+    listing: ListOptions = {
         "where": where,
         "verdict": verdict,
         "reason": reason,

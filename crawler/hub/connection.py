@@ -73,7 +73,7 @@ class DeadlineTransport(httpx.BaseTransport):
         )
         with _as_errors_of_httpx():
             answer = self._pool(url).handle_request(sent)
-        body = _Body(answer.stream)
+        body = _ResponseStream(answer.stream)
         return httpx.Response(
             answer.status, headers=answer.headers, stream=body, extensions=answer.extensions
         )
@@ -93,7 +93,7 @@ class DeadlineTransport(httpx.BaseTransport):
         return kind(proxy_url=str(proxy.url), proxy_auth=proxy.raw_auth, **self._options)
 
 
-class _Body(httpx.SyncByteStream):
+class _ResponseStream(httpx.SyncByteStream):
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 

@@ -48,6 +48,16 @@ def test_every_public_name_can_be_imported(package: str) -> None:
     assert [name for name in module.__all__ if getattr(module, name, None) is None] == []
 
 
+def test_a_class_name_has_one_meaning() -> None:
+    modules: dict[str, list[str]] = {}
+    for room in ROOMS:
+        for path in sorted((ROOT / room).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ClassDef):
+                    modules.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: places for name, places in modules.items() if len(places) > 1} == {}
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_texts_spell_license_as_the_field_does(room: str) -> None:
     """The other spelling is a word that is read alone, never a part of a text."""
