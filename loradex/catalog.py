@@ -895,7 +895,7 @@ class Catalog:
                     session, texts, text, k, query=query, refusing=refusing(rules), weights=shares
                 )
             rows = [_search_row(session, hit) for hit in result.hits]
-            notes += hidden_notes(session, query)
+            notes += hidden_notes(session, query, " of the search")
         return Rows(rows, SearchRow, (*notes, *result.notes))
 
     @check_arguments
@@ -925,7 +925,7 @@ class Catalog:
                 deltas=likeness.read_deltas(session),
                 kept={blob.sha256 for blob in self._blobs.blobs()},
             )
-            notes = hidden_notes(session)
+            notes = hidden_notes(session, of=" of the comparison")
         return Rows(group_rows(groups, rows), GroupRow, notes)
 
     @check_arguments
@@ -935,7 +935,9 @@ class Catalog:
         with reading(self.settings) as session:
             rows = list(likeness.measured_copies(session, refusing(rules), every=verdict == "any"))
             family_list = families(rows, deltas=likeness.read_deltas(session))
-            return Rows(family_rows(family_list, rows), FamilyRow, hidden_notes(session))
+            return Rows(
+                family_rows(family_list, rows), FamilyRow, hidden_notes(session, of=" of the comparison")
+            )
 
     @check_arguments
     def map(

@@ -82,8 +82,10 @@ def without_hidden(session: Session, where: Query | None) -> Query | None:
     return HIDDEN_OUT if where is None or where == And(()) else And((where, HIDDEN_OUT))
 
 
-def hidden_notes(session: Session, where: Query | None = None) -> list[str]:
-    """A sentence on how many adapters that match the filter are left out because the user hid them."""
+def hidden_notes(session: Session, where: Query | None = None, of: str = "") -> list[str]:
+    """A sentence on how many adapters that match the filter are left out because the user hid them; `of` says
+    of what.
+    """
     if where is not None and asks_for(where, "hidden"):
         return []
     hidden = from_current(select(Adapter.id)).where(is_hidden())
@@ -91,7 +93,7 @@ def hidden_notes(session: Session, where: Query | None = None) -> list[str]:
     if not count:
         return []
     what, them = ("hidden adapter is", "it") if count == 1 else ("hidden adapters are", "them")
-    return [f"{count:,} {what} left out; the filter hidden:yes lists {them}."]
+    return [f"{count:,} {what} left out{of}; the filter hidden:yes lists {them}."]
 
 
 @dataclass(frozen=True)

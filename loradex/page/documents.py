@@ -610,7 +610,7 @@ class Documents:
                 browse.refuse_unknown_bases(session, query)
             with open_texts(session, self.settings.index, embedder) as texts:
                 found = search(session, texts, text, count, query=query, refusing=refusing(rules))
-            notes = [*hidden_notes(session, query), *found.notes]
+            notes = [*hidden_notes(session, query, " of the search"), *found.notes]
         if embedder is None:
             notes.insert(0, "searching by words alone: the cards of this catalog were never embedded here")
         return encode_hits(found.hits, notes)

@@ -52,8 +52,8 @@ def test_tags_and_notes_are_fields_of_lists_and_filters(crawled: Program) -> Non
 
 def test_hidden_adapters_are_left_out_and_counted(crawled: Program) -> None:
     assert [row["hidden"] for row in document(crawled, "hide", "ann/one", "bob/two")] == [True, True]
-    note = "2 hidden adapters are left out; the filter hidden:yes lists them."
-    for words in (("adapters",), ("search", "--words", "one two three")):
+    for words, of in ((("adapters",), ""), (("search", "--words", "one two three"), " of the search")):
+        note = f"2 hidden adapters are left out{of}; the filter hidden:yes lists them."
         result = crawled(*words, "--json")
         assert [row["adapter"] for row in json.loads(result.stdout)] == ["cat/three"], words
         assert note in result.stderr, words
@@ -87,7 +87,8 @@ def test_hidden_adapters_are_not_selected_or_compared(sample_copy: loradex.Catal
     assert nearest not in {row.adapter for row in pool.members}
     chosen = catalog.select("hidden", by="random", k=None, where="hidden:yes")
     assert [row.adapter for row in chosen.members] == [nearest]
-    assert any("hidden" in note for note in catalog.duplicates().notes)
+    note = "1 hidden adapter is left out of the comparison; the filter hidden:yes lists it."
+    assert (catalog.duplicates().notes, catalog.families().notes) == ((note,), (note,))
     with pytest.raises(UsageError, match="is not among the adapters"):
         catalog.select("named", by="named", adapters=[nearest])
 

@@ -20,7 +20,7 @@ export const details = async (reference) => {
   const row = data.place(reference);
   if (row !== undefined) return data.part("adapter", row);
   if (!data.head.host) throw new Error(`${reference} is not in this copy.`);
-  return data.ask("adapter", { a: reference });
+  return data.ask("adapter", { a: reference }).catch((error) => { throw error.status === 404 ? Object.assign(error, { message: `${reference} is not in this catalog.` }) : error; });
 };
 
 export async function show(box, address) {
@@ -36,7 +36,7 @@ export async function show(box, address) {
       data.head.uses.map((use) => h("span", { class: "useword", title: detail.uses[use] ?? "nothing in its license speaks against it" }, `${use} ${detail.uses[use] ? "✗" : "✓"} `)),
       " · ", outside(`https://huggingface.co/${detail.adapter.split(":")[0]}/tree/${detail.commit}`, "on the Hub"), " · ", h("label", null, mark, " mark")),
     command("show", detail.current ? detail.adapter : reference, ...(data.rulesInUse() === "ours" ? [] : ["--rules", data.rulesInUse()])),
-    Object.values(detail.uses).some(Boolean) ? h("ul", { class: "why" }, data.head.uses.filter((use) => detail.uses[use]).map((use) => h("li", null, `not for ${use}: it ${detail.uses[use]}`))) : "",
+    Object.values(detail.uses).some(Boolean) ? h("ul", { class: "why" }, data.head.uses.filter((use) => detail.uses[use]).map((use) => h("li", null, `${use} ✗: it ${detail.uses[use]}`))) : "",
     own(detail),
     h("div", { class: "cards" },
       h("section", null, h("h2", null, "Facts"), h("dl", null, FACTS.filter(([key]) => ![null, undefined, "", false].includes(detail[key]) && !(Array.isArray(detail[key]) && !detail[key].length) && !(key === "base_raw" && detail[key] === detail.base))

@@ -13,6 +13,12 @@ const FACTS = [["base", "base model"], ["rank", "rank"], ["alpha", "alpha"], ["s
 const REFERENCE = /^[^@:\s]+(@[0-9a-f]{4,40})?(:.+)?$/i;
 const plain = (value) => (value === null || value === undefined ? "–" : Array.isArray(value) ? value.join(", ") || "–" : typeof value === "boolean" ? (value ? "yes" : "no") : typeof value === "number" ? short(value) : /^\d{4}-\d\d-\d\dT/.test(value) ? value.slice(0, 10) : typeof value === "object" ? Object.entries(value).map(([key, one]) => `${key} ${plain(one)}`).join(", ") || "–" : String(value));
 
+// As wide as the window, if each of its columns has room; one column has the titles.
+function sized(place, n) {
+  Object.assign(place.style, { width: `min(100%, ${160 + n * 260}px)`, minWidth: `${(n + 1) * 112}px` });
+  return place;
+}
+
 export async function show(box, address) {
   box.dataset.title = "Compare";
   const names = [...new Set(address.getAll("a"))];
@@ -44,8 +50,8 @@ export async function show(box, address) {
   const tables = rows.filter((detail) => detail.spectrum).map((detail) => normTable(detail.spectrum)), largest = Math.max(0, ...tables.flatMap(({ cells }) => [...cells.values()]));
   const modules = rows.map((detail) => new Set(detail.spectrum?.modules ?? [])), shared = modules.length && modules.every((set) => set.size) ? [...modules[0]].filter((one) => modules.every((set) => set.has(one))).length : null;
   fill(box, h("h1", null, `Compare ${names.length}`), sameBase ? "" : h("p", { class: "error" }, "They have different base models: their weights cannot be compared, nor merged."),
-    h("section", null, h("h2", null, "Facts"), h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Facts" }, h("table", { class: "compare" }, h("thead", null, h("tr", null, h("th", { scope: "col" }, "fact"), rows.map((detail, at) => h("th", { scope: "col" }, `${at + 1} `, link({ p: "adapter", a: detail.adapter }, name(detail.adapter)))))),
-      h("tbody", null, [...facts, ...scores].map(([title, values]) => h("tr", { class: differs(values) ? "differs" : null }, h("th", { scope: "row" }, title, differs(values) ? "" : h("span", { class: "hidden" }, " (the same)")), values.map((one) => h("td", null, name(one))))))))),
+    h("section", null, h("h2", null, "Facts"), h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Facts" }, sized(h("table", { class: "compare" }, h("thead", null, h("tr", null, h("th", { scope: "col" }, "fact"), rows.map((detail, at) => h("th", { scope: "col" }, `${at + 1} `, link({ p: "adapter", a: detail.adapter }, name(detail.adapter)))))),
+      h("tbody", null, [...facts, ...scores].map(([title, values]) => h("tr", { class: differs(values) ? "differs" : null }, h("th", { scope: "row" }, title, differs(values) ? "" : h("span", { class: "hidden" }, " (the same)")), values.map((one) => h("td", null, name(one))))))), names.length))),
     heat,
     h("section", null, h("h2", null, "Norm by layer and module, one scale"), shared === null ? "" : h("p", null, `${number(shared)} modules are in all of them; they have ${modules.map((set) => number(set.size)).join(", ")}.`), h("div", { class: "norms" }, rows.map((detail, at) => h("figure", null, h("figcaption", null, `${at + 1} `, name(detail.adapter)), detail.spectrum ? normMap(detail.spectrum, { largest, title: `norms of ${detail.adapter}` }) : h("p", { class: "note" }, detail.unmeasured))))),
     h("p", null, h("a", { class: "button", href: "?p=pools&new=1", onclick: () => selection.add(names) }, "make a pool of these")));

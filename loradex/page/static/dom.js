@@ -63,15 +63,19 @@ export const short = (value) => (value === null || value === undefined || value 
 export const day = (seconds) => (seconds === null || seconds === undefined ? "" : new Date(seconds * 1000).toISOString().slice(0, 10));
 export const cosine = (value) => (value === null || value === undefined ? "–" : value.toFixed(2));
 
+// Texts that need room on a phone.
+const LONG = 20;
 // How the adapters of a group of duplicates are the same.
 const SAME = { file: "same file", tensor: "same tensors", delta: "same update" };
 export const sameness = (group) => `${number(group.size)} with the ${SAME[group.level]}${group.cosine === null ? "" : ` · weakest cosine ${cosine(group.cosine)}${group.exact ? "" : " (sketched)"}`}`;
 
+// A table with its caption, which stays in view where the table is wider; columns without any text are left out.
 export function table(head, rows, caption) {
-  return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption },
-    h("table", null, h("caption", null, caption),
-      h("thead", null, h("tr", null, head.map((text) => h("th", { scope: "col" }, text)))),
-      h("tbody", null, rows.map((cells) => h("tr", null, cells.map((cell) => h("td", null, cell)))))));
+  const columns = head.map((_, at) => at).filter((at) => !rows.length || rows.some((cells) => cells[at] !== "" && cells[at] !== null && cells[at] !== undefined));
+  return [h("p", { class: "caption" }, caption), h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption },
+    h("table", { "aria-label": caption },
+      h("thead", null, h("tr", null, columns.map((at) => h("th", { scope: "col" }, head[at])))),
+      h("tbody", null, rows.map((cells) => h("tr", null, columns.map((at) => h("td", { class: typeof cells[at] === "string" && cells[at].length > LONG ? "long" : null }, cells[at])))))))];
 }
 
 export function download(text, file, type) {
