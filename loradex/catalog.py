@@ -797,9 +797,11 @@ class Catalog:
             subject = find_subject(session, str(adapter), self._blobs)
             if query is not None:
                 browse.refuse_unknown_bases(session, query)
-            ids = None if query is None else matching_ids(session, query, refusing(rules), every=every)
+            among = None
+            if query is not None:
+                among = partial(matching_ids, session, query, refusing(rules), every=every)
             others = NeighbourSearch(
-                *(session, self.settings.index, self._blobs, refusing(rules)), ids=ids, every=every
+                *(session, self.settings.index, self._blobs, refusing(rules)), among=among, every=every
             )
             rows = others.neighbours(subject, by=space, count=k, exact=exact)
             hidden = others.hidden_notes(subject, rows, by=space, count=k, where=query)

@@ -209,15 +209,15 @@ class WordIndex:
         only = "AND +texts.rowid IN (SELECT value FROM json_each(?))" if among is not None else ""
         allowed = (json.dumps(list(among)),) if among is not None else ()
         columns = "SELECT texts.rowid, -bm25(texts) AS score FROM texts"
-        if 2 * k <= _HEAD:
-            # A few more are seldom equal to the last one; names are then read of these alone.
-            head = f"{columns} WHERE texts MATCH ? {only} ORDER BY score DESC LIMIT ?"
-            rows = self._rows(head, match, *allowed, _HEAD)
-            if len(rows) < _HEAD or rows[k - 1][1] != rows[-1][1]:
-                least = rows[min(k, len(rows)) - 1][1] if rows else 0.0
-                hits = [WordHit(key, score) for key, score in rows if score >= least]
-                names = self.names([hit.id for hit in hits])
-                return sorted(hits, key=lambda hit: (-hit.score, names[hit.id]))[:k]
+        # A few more are seldom equal to the last one; names are then read of these alone.
+        size = max(_HEAD, 2 * k)
+        head = f"{columns} WHERE texts MATCH ? {only} ORDER BY score DESC LIMIT ?"
+        rows = self._rows(head, match, *allowed, size)
+        if len(rows) < size or rows[k - 1][1] != rows[-1][1]:
+            least = rows[min(k, len(rows)) - 1][1] if rows else 0.0
+            hits = [WordHit(key, score) for key, score in rows if score >= least]
+            names = self.names([hit.id for hit in hits])
+            return sorted(hits, key=lambda hit: (-hit.score, names[hit.id]))[:k]
         rows = self._rows(
             f"{columns} JOIN source ON source.id = texts.rowid WHERE texts MATCH ? {only} "
             "ORDER BY score DESC, source.adapter LIMIT ?",

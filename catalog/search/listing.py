@@ -36,7 +36,7 @@ from catalog.database import (
     read_token,
 )
 from catalog.query import FIELDS, AsciiLower, Query, fold, stored_facts, texts_in
-from catalog.search.rows import BY_NAME, from_current, from_visible
+from catalog.search.rows import BY_NAME, from_current, from_visible, matching
 
 _PAGE = 5000
 # Parts of names and addresses in a text: any two that follow one another may be the name of a repository.
@@ -181,10 +181,19 @@ def listed_fields() -> list[str]:
     return [name for name, field in FIELDS.items() if field.key in keys or field.kind == "engine"]
 
 
-def matching_ids(session: Session, where: Query, refusing: Collection[str], *, every: bool) -> set[int]:
-    """The rows of the current adapters that a filter accepts, with `every` those that are refused too."""
+def matching_ids(
+    session: Session,
+    where: Query,
+    refusing: Collection[str],
+    among: Collection[int] | None = None,
+    *,
+    every: bool,
+) -> set[int]:
+    """The rows of the current adapters that a filter accepts, of all or of some; with `every` those that are
+    refused too.
+    """
     query = from_visible(select(Adapter.id), where).where(where.clause(refusing))
-    return set(session.scalars(query if every else query.where(~has_reason(refusing))))
+    return matching(session, query if every else query.where(~has_reason(refusing)), among)
 
 
 def left_out_counts(session: Session) -> dict[str, int]:

@@ -28,6 +28,7 @@ from catalog.search.likeness import (
     kept_files,
     measured_keys,
 )
+from catalog.search.rows import Among
 from catalog.search.vectors import SPACES, Fingerprints, Kind, measured_bases, open_base_index
 
 if TYPE_CHECKING:
@@ -123,18 +124,18 @@ def neighbours(
     by: Kind = "output",
     count: int = 10,
     exact: bool = False,
-    ids: Collection[int] | None = None,
+    among: Among | None = None,
     every: bool = False,
 ) -> list[Neighbour]:
     """The `count` adapters of the same base model that are most similar to the subject, best first.
 
-    Among all adapters of the catalog with a fingerprint, or among the rows `ids`, to which `refusing` does
-    not apply. With `every` the refused ones are included, marked.
+    Among all adapters of the catalog with a fingerprint, or those of the rows that `among` gives, to which
+    `refusing` does not apply. With `every` the refused ones are included, marked.
 
     With `exact`, the sketch's best (four times as many, 50 to 200) are compared by the trace identity, as far
     as their files are kept, and ranked by that. Raises NotFoundError if there is no adapter to compare with.
     """
-    search = NeighbourSearch(session, index, blobs, refusing, ids=ids, every=every)
+    search = NeighbourSearch(session, index, blobs, refusing, among=among, every=every)
     return search.neighbours(subject, by=by, count=count, exact=exact)
 
 
@@ -146,7 +147,7 @@ class NeighbourSearch:
         index: The folder of indexes.
         blobs: The kept files.
         refusing: The reasons for which rules refuse.
-        ids: The rows to which neighbours are limited, and to which `refusing` does not apply.
+        among: Gives those of some rows to which neighbours are limited; `refusing` does not apply to them.
         every: Whether refused ones are included, marked.
     """
 
@@ -157,11 +158,11 @@ class NeighbourSearch:
         blobs: BlobStore,
         refusing: Collection[str],
         *,
-        ids: Collection[int] | None = None,
+        among: Among | None = None,
         every: bool = False,
     ) -> None:
         self._session, self._index, self._blobs, self._refusing = session, index, blobs, refusing
-        self._ids, self._every = ids, every or ids is not None
+        self._among, self._every = among, every or among is not None
         self._indexes: dict[tuple[Kind, str | None], VectorIndex] = {}
         self._rows: dict[str | None, dict[str, list[StoredAdapter]]] = {}
         self._vectors: dict[Kind, dict[str, NDArray[np.float32]]] = {kind: {} for kind in SPACES}
@@ -278,17 +279,20 @@ class NeighbourSearch:
         new = [key for key in keys if key not in known]
         if new:
             rows = adapters_by_key(self._session, new, self._refusing, subject.base, every=self._every)
-            known.update((key, rows.get(key, [])) for key in new)
-        left = {key: [row for row in known[key] if self._is_one(subject, row.id)] for key in keys}
+            among = self._limit([row.id for group in rows.values() for row in group])
+            known.update((key, [row for row in rows.get(key, []) if row.id in among]) for key in new)
+        left = {key: [row for row in known[key] if row.id != subject.adapter_id] for key in keys}
         return {key: rows for key, rows in left.items() if rows}
 
     def _candidate_keys(self, subject: Subject) -> set[str]:
         """The fingerprints of all adapters that can be neighbours."""
         rows = measured_keys(self._session, self._refusing, subject.base, every=self._every)
-        return {key for id_, key in rows if self._is_one(subject, id_)}
+        among = self._limit([id_ for id_, _ in rows])
+        return {key for id_, key in rows if id_ in among and id_ != subject.adapter_id}
 
-    def _is_one(self, subject: Subject, id_: int) -> bool:
-        return id_ != subject.adapter_id and (self._ids is None or id_ in self._ids)
+    def _limit(self, ids: Sequence[int]) -> set[int]:
+        """Those of these rows that can be neighbours."""
+        return set(ids) if self._among is None else self._among(ids)
 
     def _sketch_cosines(self, query: NDArray[np.float32], kind: Kind, keys: list[str]) -> dict[str, float]:
         """The sketched cosines of these keys with a vector of one kind; zero vectors have none."""

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,7 @@ from catalog.index import (
     open_words,
 )
 from catalog.query import Query
-from catalog.search.rows import from_current, without_hidden
+from catalog.search.rows import Among, from_current, matching, without_hidden
 from catalog.search.texts import CardTexts, CardVectors, count_missing
 
 if TYPE_CHECKING:
@@ -51,8 +51,6 @@ DEPTH = 200
 # many times more, and the whole catalog only if too few of them pass.
 _AHEAD = 8
 _MOST_AHEAD = 20_000
-# The largest number of ids in a statement.
-_MOST_IDS = 5000
 MOST_TEXT = 10_000
 _EXCERPT = 160
 
@@ -158,13 +156,13 @@ def search(
     query: Query | None = None,
     refusing: Collection[str] = (),
     weights: SearchWeights = EVEN,
-    among: Collection[int] | None = None,
+    among: Among | None = None,
     most: int | None = None,
     joined: int | None = None,
 ) -> Found:
     """The k adapters that match a text best by words and by meaning, among those that match the filter.
 
-    With `among` those with such a row are ranked, whatever else the catalog holds, without a filter and by
+    With `among` the rows that it gives are ranked, whatever else the catalog holds, without a filter and by
     all words; at most `most` are given. With `joined` only so many of the best of each ranking have a score;
     adapters that are among neither come after them, by their ranks, with a score of 0. Up to `joined` hits
     are then found without ranking the rest.
@@ -181,13 +179,14 @@ def search(
         raise UsageError(f"The number of hits must be at least 1, not {k}.")
     if not texts.words.size:
         return Found((), ("The catalog contains no adapters to search.",))
-    allowed = None if among is None else set(among)
     depth = max(DEPTH, 2 * k)
     joined = depth if joined is None else min(depth, joined)
     if most is not None and most <= joined:
         depth = joined
-    if allowed is None:
-        query = without_hidden(session, query)
+    if among is None and (query := without_hidden(session, query)) is not None:
+        matches: Among | None = partial(_matching_ids, session, query, refusing)
+    else:
+        matches = among
     vector = _text_vector(texts, text) if weights.meaning else None
 
     def rank(*, every_word: bool) -> _Ranking | None:
@@ -195,13 +194,13 @@ def search(
             words = texts.words.search(text, depth, ids, every_word=every_word) if weights.words else []
             return _Heads(words, *_cards(texts, vector, depth, ids), ids)
 
-        found = _heads(session, heads, texts.words.size, depth, query, refusing, allowed)
+        found = _heads(heads, texts.words.size, depth, matches)
         return None if found is None else _join(texts, found, depth, joined, weights)
 
     wanted = k if most is None else min(k, most)
-    ranking = rank(every_word=allowed is not None)
+    ranking = rank(every_word=among is not None)
     found_few = ranking is not None and len(ranking.best) < wanted
-    if found_few and allowed is None and weights.words and not texts.words.counts_all(text):
+    if found_few and among is None and weights.words and not texts.words.counts_all(text):
         ranking = rank(every_word=True)
     if ranking is None:
         return Found((), ("No adapter matches the filter.",))
@@ -275,47 +274,36 @@ class _Heads:
 
 
 def _heads(
-    session: Session,
-    heads: Callable[[int, set[int] | None], _Heads],
-    size: int,
-    depth: int,
-    query: Query | None,
-    refusing: Collection[str],
-    allowed: set[int] | None,
+    heads: Callable[[int, set[int] | None], _Heads], size: int, depth: int, matches: Among | None
 ) -> _Heads | None:
-    """Both rankings to this depth at least, of the allowed adapters or those that match the filter, of `size`
-    in the catalog; None if there are none.
+    """Both rankings to this depth at least, of the adapters that match, of `size` in the catalog; None if
+    there are none.
 
     Filtering the head of a ranking of all gives the head of the filtered one, and reads a few rows of a large
     catalog instead of all. Where too few of it match, those that match are ranked by themselves.
     """
-    if query is None or allowed is not None:
-        return None if allowed == set() else heads(depth, allowed)
+    if matches is None:
+        return heads(depth, None)
     ahead = depth
     while ahead < _MOST_AHEAD and size > LEAST_SCORED:
         ahead = min(_AHEAD * ahead, _MOST_AHEAD)
         head = heads(ahead, None)
         ids = {hit.id for hit in head.words}.union(*(head.adapters[key] for key in head.cards))
-        left = head.among(_matching_ids(session, query, refusing, ids))
+        left = head.among(matches(ids))
         if all(
             len(after) >= depth or len(before) < ahead
             for before, after in ((head.words, left.words), (head.cards, left.cards))
         ) and (left.words or left.cards):
             return left
-    matching = _matching_ids(session, query, refusing)
-    return heads(depth, matching) if matching else None
+    matching_ids = matches(None)
+    return heads(depth, matching_ids) if matching_ids else None
 
 
 def _matching_ids(
-    session: Session, query: Query, refusing: Collection[str], among: Collection[int] | None = None
+    session: Session, query: Query, refusing: Collection[str], among: Collection[int] | None
 ) -> set[int]:
     """The listed adapters that match the filter, of all or of some."""
-    listed = from_current(select(Adapter.id)).where(query.clause(refusing))
-    if among is None:
-        return set(session.scalars(listed))
-    ids = sorted(among)
-    parts = (ids[start : start + _MOST_IDS] for start in range(0, len(ids), _MOST_IDS))
-    return {id_ for part in parts for id_ in session.scalars(listed.where(Adapter.id.in_(part)))}
+    return matching(session, from_current(select(Adapter.id)).where(query.clause(refusing)), among)
 
 
 def _word_ranks(hits: Sequence[WordHit]) -> dict[int, int]:

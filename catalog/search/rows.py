@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -43,6 +43,10 @@ _COLUMNS = [
 COLUMNS, SHOWN_COLUMNS = _COLUMNS[: _NAMES.index("health")], _COLUMNS[_NAMES.index("health") :]
 # By the names of their fields.
 ALL_COLUMNS: dict[str, Any] = dict(zip(_NAMES, _COLUMNS, strict=False))
+# Gives those of some rows that match, and all that match for None.
+Among = Callable[[Collection[int] | None], set[int]]
+# Up to so many rows are looked up, so many in a statement; of more, all that match are read.
+_MOST_LOOKED_UP, _MOST_IDS = 100_000, 5000
 _SCATTERED = 5
 HIDDEN_OUT = Not(Flag("hidden", True))
 BY_NAME: tuple[Any, ...] = (Repository.name, Repository.hub_id, Adapter.subfolder)
@@ -58,6 +62,16 @@ def from_visible(columns: Select[*tuple[Any, ...]], where: Query | None = None) 
     """The same without those that the user hid, unless the filter asks for `hidden`."""
     query = from_current(columns)
     return query if where is not None and asks_for(where, "hidden") else query.where(~is_hidden())
+
+
+def matching(session: Session, statement: Select[Any], ids: Collection[int] | None = None) -> set[int]:
+    """The rows that a statement of ids gives, or those of some rows among them."""
+    if ids is None or len(ids) > _MOST_LOOKED_UP:
+        every = set(session.scalars(statement))
+        return every if ids is None else every.intersection(ids)
+    listed = sorted(ids)
+    parts = (listed[start : start + _MOST_IDS] for start in range(0, len(listed), _MOST_IDS))
+    return {id_ for part in parts for id_ in session.scalars(statement.where(Adapter.id.in_(part)))}
 
 
 def of_base(session: Session, statement: Select[Any], base: str) -> Select[Any]:

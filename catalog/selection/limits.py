@@ -151,7 +151,7 @@ def _full(count: int, limit: int | None) -> bool:
 
 def draw(seed: int, *words: str) -> float:
     """A number of [0, 1) that seed and words determine, the same on every machine."""
-    digest = hashlib.blake2b("\0".join((str(seed), *words)).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b("\0".join([str(seed), *words]).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from heapq import nsmallest
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, func, or_, select, true
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from catalog.adapters import (
@@ -38,7 +38,7 @@ from catalog.database import (
 from catalog.errors import PoolError
 from catalog.pools import Manifest, Member, PinnedFile
 from catalog.query import Query
-from catalog.search import BY_NAME, COLUMNS, from_current, from_visible, likeness, of_base
+from catalog.search import BY_NAME, COLUMNS, from_current, from_visible, likeness, matching, of_base
 from catalog.selection.limits import Candidate, Ranked, draw, without
 
 
@@ -140,9 +140,9 @@ class Candidates:
         """All, sorted by name."""
         return self._rows()
 
-    def ids(self) -> list[int]:
-        """Their ids, in no order."""
-        return [row[0] for row in self._read([Adapter.id])]
+    def among(self, ids: Collection[int] | None = None) -> set[int]:
+        """Their ids, or those of some rows among them."""
+        return matching(self._session, self._statement, ids) - self._removed
 
     def with_ids(self, ids: Sequence[int]) -> list[CandidateRow]:
         """Those with these ids, in their order."""
@@ -167,10 +167,18 @@ class Candidates:
         level with the last of them; sorted by name.
         """
         rank, size = Adapter.rank, func.coalesce(Adapter.parameters, 0)
-        query = self._statement.with_only_columns(rank, size).where(rank.is_not(None))
-        query = query.order_by(rank.desc(), size.desc()).offset(count + len(self._removed) - 1).limit(1)
-        last = self._session.execute(query).first()
-        return self._rows(or_(rank > last[0], and_(rank == last[0], size >= last[1])) if last else true())
+        query = self._statement.with_only_columns(Adapter.id, rank, size).where(rank.is_not(None))
+        query = query.order_by(rank.desc(), size.desc())
+        asked_for = count + len(self._removed)
+        first = self._session.execute(query.limit(asked_for + _BLOCK)).all()
+        if not first:
+            return []
+        least = first[min(asked_for, len(first)) - 1][1:]
+        if len(first) == asked_for + _BLOCK and first[-1][1:] == least:
+            # More may be level with the last.
+            return self._rows(or_(rank > least[0], and_(rank == least[0], size >= least[1])))
+        rows = self.with_ids([row[0] for row in first if row[1:] >= least])
+        return sorted(rows, key=lambda row: (row.repository, row.hub_id, row.subfolder))
 
     def _rows(self, condition: ColumnElement[bool] | None = None) -> list[CandidateRow]:
         """Those that meet a condition, sorted by name."""
@@ -187,7 +195,7 @@ class Candidates:
         query = query if condition is None else query.where(condition)
         # Without what the session does for each row, as there are no objects in them.
         rows = self._session.connection().execute(query.execution_options(yield_per=_BLOCK))
-        return (row for row in rows if row[0] not in self._removed)
+        return (row for row in rows if row[0] not in self._removed) if self._removed else rows
 
 
 def candidates(

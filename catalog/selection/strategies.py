@@ -143,7 +143,7 @@ def _text_head(question: Question, candidates: Candidates, sources: Sources, cou
             texts,
             question.text or "",
             len(candidates),
-            among=candidates.ids(),
+            among=candidates.among,
             most=count,
             joined=_JOINED,
         )
@@ -170,7 +170,7 @@ def _nearest(question: Question, candidates: Candidates, sources: Sources, count
         sources.refusing,
         by=likeness.kind(question.kind),
         count=count,
-        ids=set(candidates.ids()),
+        among=candidates.among,
     )
     by_name = candidates.named([row.adapter for row in nearest])
     return [Ranked(by_name[row.adapter], row.score, row.why) for row in nearest]

@@ -405,9 +405,9 @@ class Documents:
             return self.nearest_of(session, row)
 
     @cached_property
-    def _ids(self) -> set[int] | None:
-        """The rows among which neighbours are sought, None for all."""
-        return set(self.ids) if self.choice.public or self.choice.where else None
+    def _ids(self) -> set[int]:
+        """The rows among which neighbours are sought."""
+        return set(self.ids)
 
     def nearest_of(self, session: Session, row: Adapter) -> bytes:
         """The neighbours of an adapter, by the sketches of its output."""
@@ -416,7 +416,9 @@ class Documents:
     def nearest_by(self, session: Session) -> Callable[[Adapter], bytes]:
         """A function for the neighbours of any number of adapters, which reads each index and row once."""
         blobs = BlobStore(self.settings.blobs)
-        search = NeighbourSearch(session, self.settings.index, blobs, (), ids=self._ids, every=True)
+        limited = self.choice.public or self.choice.where
+        among = (lambda ids: self._ids.intersection(ids or ())) if limited else None
+        search = NeighbourSearch(session, self.settings.index, blobs, (), among=among, every=True)
 
         def document(row: Adapter) -> bytes:
             try:

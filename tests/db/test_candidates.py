@@ -154,7 +154,9 @@ def test_candidates_are_narrowed_as_their_rows_would_be(sources: Sources) -> Non
         usable = left.usable_for(use)
         kept = [row for row in rows if objection(row.license, use) is None]
         assert (usable.rows, len(usable)) == (kept, len(kept))
-        assert sorted(usable.ids()) == sorted(row.id for row in kept)
+        ids = {row.id for row in kept}
+        assert usable.among() == ids
+        assert usable.among(range(5, 100)) == ids.intersection(range(5, 100))
         for count in (1, 5, 30, len(kept), 1000):
             head = [ranked.candidate for ranked in random_order(kept, 7)[:count]]
             assert usable.random_head(7, count) == head

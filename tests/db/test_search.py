@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -91,9 +91,13 @@ def fill(session: Session) -> None:
 
 
 def found(session: Session, folder: Path, text: str, k: int = 10, **arguments: Any) -> Found:
-    embedder = arguments.pop("embedder", Thesaurus())
+    embedder, rows = arguments.pop("embedder", Thesaurus()), arguments.pop("among", None)
+
+    def among(ids: Collection[int] | None) -> set[int]:
+        return set(rows) if ids is None else rows.intersection(ids)
+
     with open_texts(session, folder, embedder) as texts:
-        return search(session, texts, text, k, **arguments)
+        return search(session, texts, text, k, **arguments, among=None if rows is None else among)
 
 
 def names(result: Found) -> list[str]:
@@ -464,6 +468,19 @@ def test_rows_that_are_given_are_found_however_many_others_are_better(
         assert found(session, tmp_path, "emotion", 12, **arguments, most=3, joined=5).hits == whole[:3]
         few = dict(arguments, among=set(worse[:2]))
         assert {hit.id for hit in found(session, tmp_path, "emotion", 9, **few).hits} == set(worse[:2])
+        assert found(session, tmp_path, "emotion", 9, among=set()).hits == ()
+        # In a large catalog the head of the ranking of all is looked at first.
+        monkeypatch.setattr("catalog.search.ranking.LEAST_SCORED", 5)
+        assert found(session, tmp_path, "emotion", 12, **arguments, joined=5).hits == whole
+        assert found(session, tmp_path, "emotion", 12, **arguments, most=3, joined=5).hits == whole[:3]
+        better = {hit.id for hit in found(session, tmp_path, "emotion", 20, weights=weights).hits}
+        among = better | set(worse[:3])
+        head = found(session, tmp_path, "emotion", 9, among=among, weights=weights, most=4, joined=5).hits
+        monkeypatch.undo()
+        assert (
+            found(session, tmp_path, "emotion", 9, among=among, weights=weights, most=4, joined=5).hits
+            == head
+        )
         assert found(session, tmp_path, "emotion", 9, among=set()).hits == ()
 
 
