@@ -6,6 +6,7 @@ The fixture `open_page` adds to each that nothing was logged, no policy violated
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,34 @@ def test_a_view_that_takes_long_is_there_before_it_is_complete(open_page: OpenPa
         route.continue_()
     page.wait_for_selector(".view.groups:not([aria-busy]) h2")
     assert page.locator("main > div").count() == 1
+
+
+def test_a_search_that_takes_long_says_so(open_page: OpenPage) -> None:
+    page = open_page("?p=list")
+    count(page, 5)
+    held: list[Any] = []
+    page.route("**/api/search*", lambda route: held.append(route))
+    page.fill("#question", "bank customers")
+    page.wait_for_selector(".list .note:text-is('Searching…')")
+    for route in held:
+        route.continue_()
+    count(page, 4)
+    assert page.locator(".list .note", has_text="Searching").count() == 0
+
+
+def test_of_a_long_pool_the_members_are_listed_once(
+    open_page: OpenPage, alike_data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(alike_data, tmp_path / "data")
+    catalog = loradex.open(tmp_path / "data")
+    catalog.select("long", by="named", k=None, adapters=[f"eve/run-{at}" for at in range(12)])
+    with LocalServer(lambda: create_app(Site(catalog))) as server:
+        page = open_page("?p=pool&n=long", site=server.url)
+        text = page.locator("section", has_text="How they were chosen").first.inner_text()
+        assert "and 9 more" in text
+        assert "eve/run-11" not in text
+        # A pool that was named has no scores.
+        assert page.locator("thead th").all_inner_texts()[:2] == ["adapter", "rank"]
 
 
 @pytest.fixture(scope="module")

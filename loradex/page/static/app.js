@@ -15,7 +15,7 @@ const VIEWS = {
 const BELOW = { adapter: ["list", () => import("./adapter.js")], pool: ["pools", () => import("./pools.js")], crawl: ["crawls", () => import("./crawls.js")] };
 const MAIN = document.getElementById("main");
 // Milliseconds until a view is shown that is not complete.
-const PATIENCE = 400;
+export const PATIENCE = 400;
 let leave = () => {};
 let turn = 0;
 

@@ -3,7 +3,7 @@
 import * as data from "./data.js";
 import { FilterError, parse, toText, valueText } from "./filter.js";
 import { command, debounce, day, download, h, fill, link, name, number, short, svg } from "./dom.js";
-import { params, selection, setParams } from "./app.js";
+import { PATIENCE, params, selection, setParams } from "./app.js";
 
 const FACETS = [["verdict", "verdict"], ["license", "license"], ["use", "use"], ["base", "base model"], ["health", "health"],
   ["reason", "reason"], ["runs", "runs in"], ["owner", "owner"], ["tool", "tool"], ["mytag", "tags of yours"]];
@@ -93,6 +93,7 @@ export async function show(box, address) {
   async function update() {
     const mine = ++turn, started = performance.now();
     setParams({ where: where.value.trim(), q: question.value.trim(), meaning: meaning.checked ? "1" : null });
+    const waiting = setTimeout(() => (mine === turn ? fill(notes, "Searching…") : ""), PATIENCE);
     try {
       const result = await data.filter(where.value);
       const hits = await searched(question.value.trim(), meaning.checked && data.head.host, where.value, result.passes);
@@ -126,7 +127,7 @@ export async function show(box, address) {
       where.setAttribute("aria-invalid", "true");
       fill(problem, error.message);
       rows.draw();
-    }
+    } finally { clearTimeout(waiting); }
   }
   const whereWords = () => [...(where.value.trim() ? ["--where", where.value.trim()] : []), ...(data.rulesInUse() === "ours" ? [] : ["--rules", data.rulesInUse()])];
 

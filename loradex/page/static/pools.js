@@ -50,12 +50,15 @@ async function showOne(box, address) {
   fill(box, h("h1", null, `Pool ${pool.name}`), h("p", null, `${number(pool.members.length)} members of ${pool.base ?? "an unknown base model"}, for ${pool.use}; sha256 `, h("code", null, digest)), command("pool", "show", pool.name),
     problems.length ? h("ul", { class: "reasons" }, problems.map((one) => h("li", { class: "skipped" }, `${one.member ?? ""} ${one.detail}`))) : h("p", { class: "note" }, `No license speaks against ${pool.use}.`),
     table(["adapter", "score", "rank", "norm", "license", "why", "commit"], shown.map((member) => [data.place(adapter(member)) === undefined ? name(adapter(member)) : link({ p: "adapter", a: adapter(member) }, name(adapter(member))), short(member.score), member.rank ?? "", short(member.norm), member.license ?? "–", member.why, h("code", null, member.commit.slice(0, 12))]), "Members"), h("p", { class: "note" }, data.hiddenNote(pool.members.length - shown.length)),
-    h("div", { class: "cards" }, h("section", null, h("h2", null, "How they were chosen"), h("dl", null, Object.entries(pool.chosen).map(([key, value]) => [h("dt", null, key), h("dd", null, name(Array.isArray(value) ? value.join(", ") : value))]))),
+    h("div", { class: "cards" }, h("section", null, h("h2", null, "How they were chosen"), h("dl", null, Object.entries(pool.chosen).map(([key, value]) => [h("dt", null, key), h("dd", null, name(Array.isArray(value) ? few(value) : value))]))),
       h("section", null, h("h2", null, "Controls"), pool.controls.length ? h("ul", null, pool.controls.map((one) => h("li", null, one.kind, ": ", one.pool ? (rows.has(one.pool) ? link({ p: "pool", n: one.pool }, one.pool) : one.pool) : `made when merging, seed ${one.seed}`))) : h("p", { class: "note" }, "It has none."))),
     h("p", null, known.length >= 2 && known.length <= 6 ? h("a", { class: "button", href: `?${new URLSearchParams([["p", "compare"], ...known.map((one) => ["a", one])])}` }, "compare the members") : "", " ", h("button", { type: "button", onclick: () => selection.add(known) }, "mark the members"), " ",
       h("button", { type: "button", onclick: () => download(canonical({ format: "loradex-pool/1", ...manifest }), "pool.json", "application/json") }, "pool.json")),
     command("pool", "export", pool.name, "--weights"), command("pool", "export", pool.name, "--weights", "--format", "vllm"));
 }
+
+// Of a long list the first: what a pool was made of is its table of members already.
+const few = (values) => (values.length > 10 ? `${values.slice(0, 3).join(", ")} and ${number(values.length - 3)} more` : values.join(", "));
 
 // JSON as the program writes manifests: sorted keys, two spaces, one newline at the end.
 function canonical(value) {

@@ -48,7 +48,7 @@ export async function show(box, address) {
   };
   grid.addEventListener("scroll", draw, { passive: true });
   draw();
-  fill(box, h("h1", null, "Scores"), h("p", null, h("label", null, "split ", h("select", { onchange: (event) => { setParams({ split: event.target.value }, { push: true }); dispatchEvent(new PopStateEvent("popstate")); } }, splits.map((one) => h("option", { selected: one === chosen, value: one }, one === "test" ? "test (to judge by, not to choose by)" : one)))), ` ${number(rows.length)} adapters and merges, ${number(columns.length)} tasks`),
+  fill(box, h("h1", null, "Scores"), h("p", null, h("label", null, "split ", h("select", { onchange: (event) => { setParams({ split: event.target.value }, { push: true }); dispatchEvent(new PopStateEvent("popstate")); } }, splits.map((one) => h("option", { selected: one === chosen, value: one }, one === "test" ? "test (to judge by, not to choose by)" : one)))), ` ${number(rows.length - subjects.has("base"))} adapters and merges${subjects.has("base") ? ", the base model" : ""}, ${number(columns.length)} tasks`),
     hidden, scaleBar(0, 1, "score"), grid, table(["source", "split", "metric", "scores", "adapters", "tasks"], scores.sources.map((one) => [name(one.source), one.split, one.metric, number(one.scores), number(one.subjects), number(one.tasks)]), "Who measured"), command("scores", "show"));
   return undefined;
 }
