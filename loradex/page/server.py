@@ -9,7 +9,7 @@ import threading
 import webbrowser
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from ipaddress import ip_address
@@ -97,6 +97,8 @@ class Site:
         self._bodies: OrderedDict[tuple[str, str], _Body] = OrderedDict()
         self._lock = threading.Lock()
         self._making: dict[tuple[str, str], threading.Lock] = {}
+        # An index that another writes is not waited for, but made in memory: hence one thread at a time.
+        self._indexes = threading.Lock()
 
     @property
     def newest(self) -> Documents:
@@ -134,7 +136,11 @@ class Site:
         with making:
             body = self._bodies.get(key)
             if body is None:
-                body = _Body.of(documents.document(name))
+                reads_index: AbstractContextManager[Any] = nullcontext()
+                if name.startswith("nearest/"):
+                    reads_index = self._indexes
+                with reads_index:
+                    body = _Body.of(documents.document(name))
                 with self._lock:
                     self._bodies[key] = body
                     while sum(len(row.content) for row in self._bodies.values()) > _MOST_BYTES:
@@ -151,16 +157,17 @@ class Site:
         """The hits of a text, by words or by meaning too."""
         text, where, by_meaning = query.get("q", ""), query.get("where", ""), query.get("meaning") == "1"
         rules = query.get("rules", "ours")
-        if by_meaning and self.read_only:
-            return self.newest.search_stored(text, where, _MOST_HITS, rules)
-        rows = self.catalog.search(text, _MOST_HITS, where=where, words_only=not by_meaning, rules=rules)
+        with self._indexes:
+            if by_meaning and self.read_only:
+                return self.newest.search_stored(text, where, _MOST_HITS, rules)
+            rows = self.catalog.search(text, _MOST_HITS, where=where, words_only=not by_meaning, rules=rules)
         return encode_hits(rows, rows.notes)
 
     def similar(self, query: Mapping[str, str]) -> bytes:
         """The exact neighbours of an adapter of the catalog."""
         settings, adapter = self.catalog.settings, query.get("a", "")
         blobs = BlobStore(settings.blobs)
-        with reading(settings) as session:
+        with self._indexes, reading(settings) as session:
             subject = find_stored_subject(session, adapter, blobs)
             others = NeighbourSearch(session, settings.index, blobs, (), every=True)
             rows = others.neighbours(subject, count=_MOST_NEAR, exact=True)

@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -419,3 +420,47 @@ def read_page(catalog: loradex.Catalog) -> dict[str, bytes]:
 
 
 KINDS = ("adapter", "nearest")
+
+
+def test_searches_at_once_make_the_index_of_words_once(
+    own_catalog: loradex.Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from catalog.index import words
+
+    shutil.rmtree(own_catalog.settings.index, ignore_errors=True)
+    site, fill, fills = Site(own_catalog), words._fill, list[Any]()
+    waiting = threading.Event()
+
+    class Watched:
+        """A lock that says when it is asked for."""
+
+        lock = threading.Lock()
+
+        def __enter__(self) -> None:
+            waiting.set()
+            self.lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self.lock.release()
+
+    def ask() -> None:
+        answers.append(site.search({"q": "bank"}))
+
+    def filled(*rest: Any) -> None:
+        fills.append(rest)
+        if len(fills) > 1:
+            waiting.set()
+        else:
+            waiting.clear()
+            second.start()
+            waiting.wait()
+        fill(*rest)
+
+    answers: list[bytes] = []
+    second = threading.Thread(target=ask)
+    monkeypatch.setattr(site, "_indexes", Watched(), raising=False)
+    monkeypatch.setattr(words, "_fill", filled)
+    ask()
+    second.join()
+    assert answers[0] == answers[1]
+    assert len(fills) == 1
