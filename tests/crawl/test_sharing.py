@@ -163,6 +163,8 @@ def kill_worker_of_ray() -> None:
     processes = psutil.Process().children(recursive=True)
     worker = next(process for process in processes if process.cmdline()[:1] == ["ray::_work_if_any"])
     worker.kill()
+    # What it has begun to lease is leased by now.
+    worker.wait(60)
 
 
 def end_leases(engine: Engine) -> None:
