@@ -162,6 +162,24 @@ def test_a_view_that_takes_long_is_there_before_it_is_complete(open_page: OpenPa
     assert page.locator("main > div").count() == 1
 
 
+def test_an_address_of_what_is_not_there_is_said(open_page: OpenPage, browser: Any, served: str) -> None:
+    page = open_page()
+    for address in ("?p=crawl&id=99", "?p=other", "?p=pool&n=%21", "?p=scores&task=none"):
+        page.evaluate(GO, address)
+        page.wait_for_selector(".view .error")
+        page.evaluate(GO, "?p=pools")
+        page.wait_for_selector(".view.pools")
+    # A browser logs that an answer was 404, which the fixture would refuse.
+    other = browser.new_page()
+    heads: list[str] = []
+    other.on("request", lambda request: heads.append(request.url) if "head.json" in request.url else None)
+    other.goto(f"{served}/?p=adapter&a=no/changed")
+    other.wait_for_selector(".view .error")
+    assert other.inner_text(".view .error") == "no/changed is not in this catalog."
+    assert len(heads) == 1
+    other.close()
+
+
 def test_a_search_that_takes_long_says_so(open_page: OpenPage) -> None:
     page = open_page("?p=list")
     count(page, 5)

@@ -19,8 +19,8 @@ const text = (value) => (Array.isArray(value) ? value.slice(0, LONGEST).map((one
 export const details = async (reference) => {
   const row = data.place(reference);
   if (row !== undefined) return data.part("adapter", row);
-  if (!data.head.host) throw new Error(`${reference} is not in this copy.`);
-  return data.ask("adapter", { a: reference }).catch((error) => { throw error.status === 404 ? Object.assign(error, { message: `${reference} is not in this catalog.` }) : error; });
+  if (!data.head.host) throw data.missing(`${reference} is not in this copy.`);
+  return data.ask("adapter", { a: reference }).catch((error) => { throw error.status === 404 ? data.missing(`${reference} is not in this catalog.`) : error; });
 };
 
 export async function show(box, address) {

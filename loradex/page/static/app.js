@@ -90,7 +90,7 @@ async function show() {
   try {
     data.judge(address.get("rules") ?? "ours");
     drawTop(view);
-    const module = await (known ? (VIEWS[view] ?? BELOW[view])[1]() : Promise.reject(new Error(`The page has no view "${view}".`)));
+    const module = await (known ? (VIEWS[view] ?? BELOW[view])[1]() : Promise.reject(data.missing(`The page has no view "${view}".`)));
     if (mine !== turn) return;
     const box = h("div", { class: view, "aria-busy": "true" });
     // A view that takes long is seen as far as it is, rather than the one before; only a complete one is a .view.
@@ -106,7 +106,7 @@ async function show() {
     document.dispatchEvent(new CustomEvent("shown", { detail: view }));
     box.dispatchEvent(new CustomEvent("placed"));
   } catch (error) {
-    if (error.status === 404 && data.head?.host && /changed/.test(error.message)) {
+    if (error.status === 404 && data.head?.host && /^The catalog has changed;/.test(error.message)) {
       await data.start();
       return show();
     }

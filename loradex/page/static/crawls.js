@@ -38,7 +38,7 @@ async function changes(address) {
 
 async function showOne(box, address, crawls) {
   const id = Number(address.get("id")), at = crawls.findIndex((row) => row.id === id);
-  if (at < 0) throw new Error("The catalog has no such crawl.");
+  if (at < 0) throw data.missing("The catalog has no such crawl.");
   const crawl = crawls[at], { rows, counts } = await data.document_(`crawl/${id}.json`), before = crawls[at + 1];
   box.dataset.title = `Crawl ${id}`;
   const groups = Map.groupBy(rows, (row) => row.outcome);

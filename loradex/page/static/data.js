@@ -20,6 +20,9 @@ async function answer(url, options) {
   return response;
 }
 
+// That the address asks for what is not there: no fault of the page.
+export const missing = (text) => Object.assign(new Error(text), { status: 404 });
+
 export async function start() {
   head = await (await answer("head.json")).json();
   columns.clear();

@@ -42,7 +42,7 @@ function form() {
 
 async function showOne(box, address) {
   const which = address.get("n") ?? "";
-  if (!/^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$/.test(which)) throw new Error("The address names no pool.");
+  if (!/^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$/.test(which)) throw data.missing("The address names no pool.");
   const pool = await data.document_(`pool/${which}.json`), rows = new Map((await data.document_("pools.json")).rows.map((row) => [row.pool, row]));
   box.dataset.title = `Pool ${pool.name}`;
   const adapter = (member) => (member.subfolder ? `${member.repository}:${member.subfolder}` : member.repository), { digest, problems, ...manifest } = pool;

@@ -55,7 +55,7 @@ export async function show(box, address) {
 
 async function showTask(box, address, scores) {
   const task = address.get("task"), boards = scores.boards.map((board, at) => [board, at]).filter(([board]) => board.task === task);
-  if (!boards.length) throw new Error(`No scores are on the task ${task}.`);
+  if (!boards.length) throw data.missing(`No scores are on the task ${task}.`);
   const wanted = boards.find(([board]) => board.split === address.get("split")) ?? boards[0], at = boards.some(([, place]) => String(place) === address.get("board")) ? Number(address.get("board")) : wanted[1];
   const { board, rows, note, hidden } = await data.document_(`leaderboard/${at}.json`);
   box.dataset.title = `Scores on ${task}`;
