@@ -130,7 +130,8 @@ def measured_keys(
     query = query if every else query.where(~has_reason(refusing))
     query = query if where is None else query.where(where.clause(refusing))
     if base is not None:
-        query = of_base(session, query, base)
+        # Few are hidden.
+        query = query.where(BaseModelRow.canonical == base) if hidden else of_base(session, query, base)
     rows = session.execute(_with_fingerprint(query))
     return [(id_, vector_key(digest, pattern)) for id_, digest, pattern in rows]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ from heapq import nsmallest
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Select, and_, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from catalog.adapters import (
     IN_LAYERS,
@@ -113,7 +114,7 @@ class Candidates:
     def without(self, excluded: Collection[str]) -> Candidates:
         """Those whose name, repository or owner is not excluded; an unknown name is a UsageError."""
         names = sorted(set(excluded))
-        rows = self._rows(or_(_may_be_named(names), Repository.owner.in_(names))) if names else []
+        rows = self._rows(_in_repositories(names, owners=names)) if names else []
         kept = {row.id for row in without(rows, names)}
         return self.without_rows([row for row in rows if row.id not in kept])
 
@@ -153,14 +154,30 @@ class Candidates:
     def named(self, names: Collection[str]) -> dict[str, CandidateRow]:
         """Those with one of these names, by name."""
         asked_for = set(names)
-        rows = [] if not names else self._rows(_may_be_named(names)) if len(names) <= _BLOCK else self.rows
+        if len(asked_for) > _BLOCK:
+            rows = self.rows
+        else:
+            rows = self._rows(_in_repositories(asked_for)) if asked_for else []
         return {row.adapter: row for row in rows if row.adapter in asked_for}
 
     def random_head(self, seed: int, count: int) -> list[CandidateRow]:
-        """The first `count` in the random order of a seed."""
-        places = self._read([Adapter.id, Repository.hub_id, Adapter.subfolder])
-        drawn = ((draw(seed, hub_id, subfolder), id_) for id_, hub_id, subfolder in places)
-        return self.with_ids([id_ for _, id_ in nsmallest(count, drawn)])
+        """The first `count` in the random order of a seed.
+
+        Where many of all adapters are candidates, the first of all are drawn: an index has what they are
+        drawn by, and the rows of a few are read to see which are candidates.
+        """
+        every = select(Adapter.id).join(Adapter.repository)
+        total, query, size = count_rows(self._session, every), self._statement, count + len(self._removed)
+        if len(self) * _PART_DRAWN > total:
+            query, size = every, 2 * count * total // len(self)
+        places = query.with_only_columns(Adapter.id, Repository.hub_id, Adapter.subfolder)
+        while True:
+            rows = self._session.connection().execute(places.execution_options(yield_per=_BLOCK))
+            drawn = ((draw(seed, hub_id, subfolder), id_) for id_, hub_id, subfolder in rows)
+            first = self.with_ids([id_ for _, id_ in nsmallest(size, drawn)])
+            if len(first) >= count or size >= total:
+                return first[:count]
+            size *= _PART_DRAWN
 
     def rank_head(self, count: int) -> list[CandidateRow]:
         """The `count` of the largest ranks, of equal ones those with the most parameters, and all that are
@@ -223,12 +240,15 @@ def candidates(
     return found.without_rows(found.with_ids(unreadable))
 
 
-def _may_be_named(names: Collection[str]) -> ColumnElement[bool]:
-    """Whether one of these names can be that of an adapter or its repository, by that of the repository."""
-    ends = (
-        (name, [*(place for place, letter in enumerate(name) if letter == ":"), len(name)]) for name in names
-    )
-    return Repository.name.in_(sorted({name[:end] for name, places in ends for end in places}))
+def _in_repositories(names: Collection[str], owners: Collection[str] = ()) -> ColumnElement[bool]:
+    """Whether an adapter is in a repository that one of these names, of adapters or repositories, can mean,
+    or that is of one of these owners; the indexes of names and owners find these first.
+    """
+    repository, places = aliased(Repository), re.compile(":|$")
+    beginnings = {name[: match.start()] for name in names for match in places.finditer(name)}
+    named = select(repository.id).where(repository.name.in_(sorted(beginnings)))
+    owned = select(repository.id).where(repository.owner.in_(sorted(owners)))
+    return Adapter.repository_id.in_(named.union(owned) if owners else named)
 
 
 def stored_adapters(session: Session, rows: Sequence[Candidate]) -> list[StoredAdapter]:
@@ -269,6 +289,8 @@ def left_out(
 # The reason of those that the user hid.
 HIDDEN = "hidden by you"
 _BLOCK = 5000
+# Of candidates that are more than this part of all adapters, the first of all are drawn.
+_PART_DRAWN = 5
 # A weights file is on record: the digest is a foreign key.
 _PINNABLE = (func.length(Adapter.weights_digest) == 64, Adapter.config_digest.is_not(None))
 
