@@ -801,10 +801,13 @@ class Catalog:
             if query is not None:
                 among = partial(matching_ids, session, query, refusing(rules), every=every)
             others = NeighbourSearch(
-                *(session, self.settings.index, self._blobs, refusing(rules)), among=among, every=every
+                *(session, self.settings.index, self._blobs, refusing(rules)),
+                among=among,
+                where=query,
+                every=every,
             )
             rows = others.neighbours(subject, by=space, count=k, exact=exact)
-            hidden = others.hidden_notes(subject, rows, by=space, count=k, where=query)
+            hidden = others.hidden_notes(subject, rows, by=space, count=k)
             notes = [*subject_notes(str(adapter), subject), *hidden]
         if exact:
             notes += exactness_notes(rows)

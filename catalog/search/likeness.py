@@ -98,9 +98,12 @@ def adapters_by_key(
     base: str | None = None,
     *,
     every: bool = False,
+    where: Query | None = None,
 ) -> dict[str, list[StoredAdapter]]:
-    """Of the same adapters those with one of these fingerprints, by its key, each list sorted by name."""
-    query = _with_fingerprint(_adapters(refusing, every=every))
+    """Of the same adapters those with one of these fingerprints, by its key, each list sorted by name; those
+    that the user hid too where the filter asks for `hidden`.
+    """
+    query = _with_fingerprint(_adapters(refusing, every=every, where=where))
     if base is not None:
         query = query.where(BaseModelRow.canonical == base)
     digests, rows = sorted({key.partition("+")[0] for key in keys}), dict[str, list[StoredAdapter]]()

@@ -148,6 +148,7 @@ class NeighbourSearch:
         blobs: The kept files.
         refusing: The reasons for which rules refuse.
         among: Gives those of some rows to which neighbours are limited; `refusing` does not apply to them.
+        where: The filter that `among` is of, which may ask for those that the user hid.
         every: Whether refused ones are included, marked.
     """
 
@@ -159,10 +160,12 @@ class NeighbourSearch:
         refusing: Collection[str],
         *,
         among: Among | None = None,
+        where: Query | None = None,
         every: bool = False,
     ) -> None:
         self._session, self._index, self._blobs, self._refusing = session, index, blobs, refusing
         self._among, self._every = among, every or among is not None
+        self._where, self._with_refused = where, every
         self._indexes: dict[tuple[Kind, str | None], VectorIndex] = {}
         self._rows: dict[str | None, dict[str, list[StoredAdapter]]] = {}
         self._vectors: dict[Kind, dict[str, NDArray[np.float32]]] = {kind: {} for kind in SPACES}
@@ -202,12 +205,11 @@ class NeighbourSearch:
         *,
         by: Kind = "output",
         count: int = 10,
-        where: Query | None = None,
     ) -> list[str]:
         """A sentence on how many of the `count` nearest are not in `near` as the user hid them; empty where
         there are none, or the filter asks for `hidden`.
         """
-        hidden = self.hidden_count(subject, near, by=by, count=count, where=where)
+        hidden = self.hidden_count(subject, near, by=by, count=count)
         if not hidden:
             return []
         verb, them = ("is", "it") if hidden == 1 else ("are", "them")
@@ -221,17 +223,16 @@ class NeighbourSearch:
         *,
         by: Kind = "output",
         count: int = 10,
-        where: Query | None = None,
     ) -> int:
         """How many of the `count` nearest, by sketches, the user hid; `near` are the others."""
-        if where is not None and asks_for(where, "hidden"):
+        if self._where is not None and asks_for(self._where, "hidden"):
             return 0
         if subject.base not in self._hidden:
             self._hidden[subject.base] = measured_keys(
                 *(self._session, self._refusing, subject.base),
-                every=self._every,
+                every=self._with_refused,
                 hidden=True,
-                where=where,
+                where=self._where,
             )
         keys = [key for id_, key in self._hidden[subject.base] if id_ != subject.adapter_id]
         if not keys:
@@ -278,7 +279,9 @@ class NeighbourSearch:
         known = self._rows.setdefault(subject.base, {})
         new = [key for key in keys if key not in known]
         if new:
-            rows = adapters_by_key(self._session, new, self._refusing, subject.base, every=self._every)
+            rows = adapters_by_key(
+                self._session, new, self._refusing, subject.base, every=self._every, where=self._where
+            )
             among = self._limit([row.id for group in rows.values() for row in group])
             known.update((key, [row for row in rows.get(key, []) if row.id in among]) for key in new)
         left = {key: [row for row in known[key] if row.id != subject.adapter_id] for key in keys}
@@ -286,7 +289,9 @@ class NeighbourSearch:
 
     def _candidate_keys(self, subject: Subject) -> set[str]:
         """The fingerprints of all adapters that can be neighbours."""
-        rows = measured_keys(self._session, self._refusing, subject.base, every=self._every)
+        rows = measured_keys(
+            self._session, self._refusing, subject.base, every=self._every, where=self._where
+        )
         among = self._limit([id_ for id_, _ in rows])
         return {key for id_, key in rows if id_ in among and id_ != subject.adapter_id}
 

@@ -110,6 +110,11 @@ def test_neighbours_count_the_hidden_ones_among_them(sample_copy: loradex.Catalo
     assert len(rows) == len(near) - 2
     among = f"2 of the {len(near)} nearest are hidden by you and left out"
     assert rows.notes == (f"{among}; the filter hidden:yes lists them.",)
+    # The filter of the sentence lists them.
+    shown = catalog.similar(of, k=100, where="hidden:yes", verdict="any")
+    assert ([row.adapter for row in shown], shown.notes) == ([near[1], near[-1]], ())
+    both = catalog.similar(of, k=100, where="hidden:yes,no", verdict="any")
+    assert [row.adapter for row in both] == near
     owner = near[1].partition("/")[0]
     assert "nearest" in " ".join(catalog.similar(of, k=100, where=f"owner:{owner}", verdict="any").notes)
 
