@@ -26,7 +26,16 @@ from sqlalchemy.orm import Session
 from catalog.database import Embedding, read_token, read_versions
 from catalog.errors import CatalogError, UsageError
 from catalog.fingerprints import near_pairs
-from catalog.index.vectors import PART_LENGTH, Space, VectorHit, VectorIndex, _seal, check_index, open_index
+from catalog.index.vectors import (
+    PART_LENGTH,
+    Space,
+    VectorHit,
+    VectorIndex,
+    _line_ends,
+    _seal,
+    check_index,
+    open_index,
+)
 
 SIZE = 8
 SPACE = Space("text", "a-model", SIZE)
@@ -356,6 +365,24 @@ def test_a_current_file_is_used_and_the_vectors_are_not_read(tmp_path: Path) -> 
     assert source.read == 1
     assert second.keys == first.keys
     assert second.search(rows["key0001"], 30) == first.search(rows["key0001"], 30)
+
+
+@pytest.mark.parametrize("keys", [["aa", "bb", "cc"], ["a", "bbb", "cc"], ["aaaaa", "b", "c"], ["a"], []])
+def test_keys_of_one_length_and_of_several_are_read_back(keys: list[str], tmp_path: Path) -> None:
+    generator = np.random.default_rng(8)
+    rows = {key: generator.normal(size=SIZE).astype("<f4") for key in keys}
+    open_index(tmp_path, SPACE, Given(rows))
+    source = Given(rows)
+    index = open_index(tmp_path, SPACE, source)
+    assert source.read == 0
+    assert index.keys == tuple(keys)
+    assert [index.search(row, 1)[0].key for row in rows.values()] == keys
+
+
+def test_lines_of_a_known_number_and_of_one_length_are_not_counted() -> None:
+    assert _line_ends(b"ab\ncd\n", 2) == range(2, 6, 3)
+    for data, count in ((b"ab\ncd\n", None), (b"ab\nc\n\n", 3), (b"a\nbcd\n", 2), (b"abc\n\n\n\n\n", 5)):
+        assert list(_line_ends(data, count)) == [place for place, letter in enumerate(data) if letter == 10]
 
 
 def test_two_builds_are_equal_to_the_byte(tmp_path: Path) -> None:
