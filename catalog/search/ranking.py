@@ -194,7 +194,9 @@ def search(
             words = texts.words.search(text, depth, ids, every_word=every_word) if weights.words else []
             return _Heads(words, *_cards(texts, vector, depth, ids), ids)
 
-        found = _heads(heads, texts.words.size, depth, matches)
+        # With `among`, about k adapters are admitted.
+        ahead = _AHEAD * depth if among is None else 5 * depth * texts.words.size // (4 * k)
+        found = _heads(heads, texts.words.size, depth, matches, ahead)
         return None if found is None else _join(texts, found, depth, joined, weights)
 
     wanted = k if most is None else min(k, most)
@@ -274,19 +276,23 @@ class _Heads:
 
 
 def _heads(
-    heads: Callable[[int, set[int] | None], _Heads], size: int, depth: int, matches: Among | None
+    heads: Callable[[int, set[int] | None], _Heads],
+    size: int,
+    depth: int,
+    matches: Among | None,
+    ahead: int,
 ) -> _Heads | None:
     """Both rankings to this depth at least, of the adapters that match, of `size` in the catalog; None if
-    there are none.
+    there are none. `ahead` is the depth at which so many are expected to match.
 
     Filtering the head of a ranking of all gives the head of the filtered one, and reads a few rows of a large
     catalog instead of all. Where too few of it match, those that match are ranked by themselves.
     """
     if matches is None:
         return heads(depth, None)
-    ahead = depth
-    while ahead < _MOST_AHEAD and size > LEAST_SCORED:
-        ahead = min(_AHEAD * ahead, _MOST_AHEAD)
+    ahead = max(depth, ahead)
+    while depth < _MOST_AHEAD and size > LEAST_SCORED:
+        ahead = min(ahead, _MOST_AHEAD)
         head = heads(ahead, None)
         ids = {hit.id for hit in head.words}.union(*(head.adapters[key] for key in head.cards))
         left = head.among(matches(ids))
@@ -295,6 +301,9 @@ def _heads(
             for before, after in ((head.words, left.words), (head.cards, left.cards))
         ) and (left.words or left.cards):
             return left
+        if ahead == _MOST_AHEAD:
+            break
+        ahead *= _AHEAD
     matching_ids = matches(None)
     return heads(depth, matching_ids) if matching_ids else None
 
