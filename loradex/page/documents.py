@@ -426,7 +426,8 @@ class Documents:
                 found = search.neighbours(subject, count=NEAREST)
             except LoradexError as error:
                 return encode_json({"rows": [], "note": str(error), "hidden": 0})
-            hidden = 0 if self._hidden is None else search.hidden_count(subject, found, count=NEAREST)
+            # Of a part of the catalog nobody is told what is not in it.
+            hidden = 0 if limited else search.hidden_count(subject, found, count=NEAREST)
             return encode_json({"rows": [_neighbour(row) for row in found], "note": "", "hidden": hidden})
 
         return document
