@@ -39,7 +39,11 @@ def publish(session: Session, crawl_id: int, digest: str, task: Mapping[str, Any
 
 
 def claim(session: Session, crawl_id: int, lease: str, count: int) -> Sequence[WeightsItem]:
-    """At most `count` files that nobody reads, now leased; the rows are those of this moment."""
+    """At most `count` files that nobody reads, now leased; the rows are those of this moment.
+
+    A `lease` is of one claim, the name of its worker and a number: a worker may claim a file again, for
+    another task, while it reads it.
+    """
     rows = session.scalars(
         select(WeightsItem)
         .where(WeightsItem.crawl_id == crawl_id, WeightsItem.tries < MOST_TRIES, _is_free())
@@ -58,14 +62,13 @@ def claim(session: Session, crawl_id: int, lease: str, count: int) -> Sequence[W
     return rows
 
 
-def extend(session: Session, lease: str) -> None:
-    """Keeps the files of a process leased to it."""
-    mine = update(WeightsItem).where(WeightsItem.lease == lease, WeightsItem.state == "leased")
-    session.execute(mine.values(until=func.now() + LEASE))
+def extend(session: Session, worker: str) -> None:
+    """Keeps the files of a worker leased to it."""
+    session.execute(update(WeightsItem).where(_is_leased_to(worker)).values(until=func.now() + LEASE))
 
 
 def finish(session: Session, crawl_id: int, digest: str, lease: str, result: bytes) -> bool:
-    """Writes what was read of a file; False, and nothing is written, if it is leased to another process."""
+    """Writes what was read of a file; False, and nothing is written, if this is no longer its lease."""
     return _settle(session, crawl_id, digest, lease, state="done", result=result)
 
 
@@ -80,11 +83,11 @@ def give_back(session: Session, crawl_id: int, digest: str, lease: str, result: 
     return _settle(session, crawl_id, digest, lease, state=state, result=result)
 
 
-def return_unread(session: Session, lease: str) -> None:
-    """Returns the files of a process that stops: others may take them at once, and none was tried."""
+def return_unread(session: Session, worker: str) -> None:
+    """Returns the files of a worker that stops: others may take them at once, and none was tried."""
     session.execute(
         update(WeightsItem)
-        .where(WeightsItem.lease == lease, WeightsItem.state == "leased")
+        .where(_is_leased_to(worker))
         .values(state="pending", lease=None, until=None, tries=WeightsItem.tries - 1)
         .execution_options(synchronize_session=False)
     )
@@ -137,6 +140,11 @@ def crawl_at_work(session: Session) -> Crawl | None:
     """The crawl that a process carries out, or carried out when it died."""
     rows = select(Crawl).where(Crawl.holder.is_not(None), Crawl.state == CrawlState.RUNNING)
     return session.scalar(rows.order_by(Crawl.held_since.desc()).limit(1))
+
+
+def _is_leased_to(worker: str) -> ColumnElement[bool]:
+    mine = WeightsItem.lease.startswith(f"{worker}/", autoescape=True)
+    return and_(WeightsItem.state == "leased", mine)
 
 
 def _is_free() -> ColumnElement[bool]:

@@ -7,6 +7,7 @@ catalog in its own order, so that they equal those of one process.
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import logging
 import threading
@@ -40,6 +41,7 @@ from catalog.errors import (
 )
 from catalog.files import BlobStore
 from catalog.fingerprints import FingerprintPool, Measurement
+from crawler.crawl.known import LOCKS
 from crawler.hub import Hub, HubSettings, RemoteFile
 from crawler.reading import reading
 
@@ -201,7 +203,12 @@ class Worker:
     threads: int
     stop: threading.Event
     changed: threading.Event = field(default_factory=threading.Event)
-    lease: str = field(default_factory=lambda: uuid.uuid4().hex)
+    name: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _claims: Iterator[int] = field(default_factory=itertools.count)
+    # A file that is claimed again while it is read lies in the store until it has been read.
+    _reading: tuple[threading.Lock, ...] = field(
+        default_factory=lambda: tuple(threading.Lock() for _ in range(LOCKS))
+    )
 
     def work(self, crawl_id: int, is_over: Callable[[], bool]) -> int:
         """Reads files until the crawl is over or stopped; how many it returned.
@@ -233,18 +240,20 @@ class Worker:
             self._change_leases(leases.return_unread)
         return read
 
-    def _claim(self, crawl_id: int, count: int) -> list[tuple[str, WeightsTask]]:
+    def _claim(self, crawl_id: int, count: int) -> list[tuple[str, str, WeightsTask]]:
         if count == 0:
             return []
+        lease = f"{self.name}/{next(self._claims)}"
         with Session(for_writing(self.engine)) as session, session.begin():
-            rows = leases.claim(session, crawl_id, self.lease, count)
-            return [(row.digest, WeightsTask.from_json(row.task)) for row in rows]
+            rows = leases.claim(session, crawl_id, lease, count)
+            return [(lease, row.digest, WeightsTask.from_json(row.task)) for row in rows]
 
-    def _carry_out(self, crawl_id: int, digest: str, task: WeightsTask) -> bool:
-        """Reads one file and writes what it contains, if it is still leased to this process."""
+    def _carry_out(self, crawl_id: int, lease: str, digest: str, task: WeightsTask) -> bool:
+        """Reads one file and writes what it contains, if it still has this lease."""
         settle: Callable[[Session, int, str, str, bytes], bool] = leases.finish
         try:
-            result = _pack(read_weights(task, self.hub, self.store, self.fingerprints))
+            with self._reading[int(digest[:8], 16) % LOCKS]:
+                result = _pack(read_weights(task, self.hub, self.store, self.fingerprints))
         except _LASTING as error:
             result = _pack_error(error)
         except Exception as error:
@@ -253,7 +262,7 @@ class Worker:
             log.warning("%s: %s", task.name, error)
             settle, result = leases.give_back, _pack_error(error)
         with Session(for_writing(self.engine)) as session, session.begin():
-            written = settle(session, crawl_id, digest, self.lease, result)
+            written = settle(session, crawl_id, digest, lease, result)
         self.changed.set()
         return written
 
@@ -265,7 +274,7 @@ class Worker:
         """Changes all leases of this process; where the catalog cannot be reached they end by themselves."""
         try:
             with Session(for_writing(self.engine)) as session, session.begin():
-                change(session, self.lease)
+                change(session, self.name)
         except CatalogError as error:
             log.warning("%s", error)
 

@@ -31,7 +31,7 @@ from catalog.fingerprints import FingerprintPool
 from catalog.settings import Settings
 from crawler.crawl import sharing, workers
 from crawler.crawl.ledger import CatalogLedger
-from crawler.hub import Hub, HubSettings
+from crawler.hub import Hub, HubSettings, RemoteFile
 from crawler.hub.budget import DRAW, WINDOW, SharedBudget, WaitCancelledError
 from tests.crawl.test_fingerprints import put
 from tests.crawl_process import work_for_crawl
@@ -467,6 +467,62 @@ def test_a_file_that_is_leased_while_it_is_offered_again_is_read_again(
         assert not leases.finish(worker, crawl_id, digest, "mine", b"of the old config")
         assert leases.settled(worker, crawl_id, [digest]) == {}
         assert [row.task for row in leases.claim(worker, crawl_id, "mine", 1)] == [{"config": "new"}]
+
+
+def test_a_worker_that_claims_a_file_again_writes_what_the_newest_task_gave(
+    engine: Engine, hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads of one worker have one file, which lies in the store until the first has read it."""
+    crawl(hub.url, engine, tmp_path, weights="headers")
+    digest, claim, finish = "a" * 64, leases.claim, leases.finish
+    old, new = (
+        sharing.WeightsTask("o/a0", "c" * 40, RemoteFile("x.safetensors", 1, None, digest), config)
+        for config in (b"old", b"new")
+    )
+    claimed, written = threading.Event(), {old.config: threading.Event(), new.config: threading.Event()}
+    read_in_full: list[bytes] = []
+
+    def publish(task: sharing.WeightsTask) -> int:
+        with Session(engine) as session, session.begin():
+            crawl_id = session.scalar(text("SELECT id FROM crawl")) or 0
+            leases.publish(session, crawl_id, digest, task.as_json())
+            return crawl_id
+
+    def read(task: sharing.WeightsTask, *_: Any) -> bytes:
+        if task == old:
+            publish(new)
+            assert claimed.wait(60)
+        else:
+            assert read_in_full == [old.config]
+            assert written[old.config].wait(60)
+        read_in_full.append(task.config)
+        return task.config
+
+    def lease(session: Session, *arguments: Any) -> Any:
+        rows = claim(session, *arguments)
+        if any(row.task == new.as_json() for row in rows):
+            claimed.set()
+        return rows
+
+    def write(session: Session, *arguments: Any) -> bool:
+        is_written = finish(session, *arguments)
+        written[arguments[-1]].set()
+        return is_written
+
+    monkeypatch.setattr(sharing, "read_weights", read)
+    monkeypatch.setattr(sharing, "_pack", lambda content: content)
+    monkeypatch.setattr(leases, "claim", lease)
+    monkeypatch.setattr(leases, "finish", write)
+    crawl_id = publish(old)
+    with (
+        Hub(HubSettings(hub.url)) as client,
+        temporary_store(tmp_path) as store,
+        FingerprintPool(1) as fingerprints,
+    ):
+        worker = sharing.Worker(engine, client, store, fingerprints, 2, threading.Event())
+        assert worker.work(crawl_id, written[new.config].is_set) == 1
+    with Session(engine) as session:
+        assert leases.settled(session, crawl_id, [digest]) == {digest: b"new"}
 
 
 def test_errors_of_a_file_are_the_same_reasons(root: Path, engine: Engine, tmp_path: Path) -> None:
