@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -80,6 +81,14 @@ def test_documents_quote_the_reports() -> None:
     for document in quoting:
         text = document.read_text("utf-8")
         assert study_pages.fill_places(text) == text, f"{document.name}: {ANEW}"
+
+
+def test_the_readme_quotes_the_page_of_the_claims() -> None:
+    page = (study_pages.RESULTS / "recycling_claims.md").read_text("utf-8")
+    readme = (study_pages.RESULTS.parents[1] / "README.md").read_text("utf-8")
+    intervals = re.findall(r"\[\S+, \S+\d\]", readme)
+    assert intervals
+    assert [interval for interval in intervals if interval not in page] == []
 
 
 def test_a_section_that_no_report_has_is_not_passed_over() -> None:
