@@ -6,10 +6,12 @@ line; `LocalHub` runs in a thread.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -83,7 +85,7 @@ class LocalServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.should_exit = True
+        self._server.stop()
         self._thread.join()
 
 
@@ -101,7 +103,10 @@ class LocalHub(LocalServer):
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that calls `started` when connections are accepted."""
+    """A uvicorn server that calls `started` when connections are accepted, and stops at once when told to.
+
+    uvicorn itself looks ten times a second whether it is to stop, and waits as long again for connections.
+    """
 
     def __init__(self, app: ASGIApp, started: Callable[[], None]) -> None:
         # One HTTP implementation everywhere, the one that uvicorn always brings.
@@ -122,7 +127,21 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
         self._started()
+
+    async def main_loop(self) -> None:
+        looking = asyncio.ensure_future(super().main_loop())
+        stopped = asyncio.ensure_future(self._stopped.wait())
+        await asyncio.wait((looking, stopped), return_when=asyncio.FIRST_COMPLETED)
+        for task in (looking, stopped):
+            task.cancel()
+
+    def stop(self) -> None:
+        """Lets the server end; called in another thread, once it has started."""
+        self.should_exit = True
+        with suppress(RuntimeError):  # it has ended by itself
+            self._loop.call_soon_threadsafe(self._stopped.set)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -8,12 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
+import uvicorn
 from huggingface_hub import HfApi, hf_hub_download, hf_hub_url, snapshot_download
 from huggingface_hub.errors import (
     DisabledRepoError,
@@ -489,6 +491,7 @@ def test_no_folder_and_no_port_are_one_clear_sentence(root: Path) -> None:
 
 SERVE = """
 import sys
+import threading
 from pathlib import Path
 from crawler.localhub.folder import Digest, HubFile, HubFolder
 from crawler.localhub import serve
@@ -532,6 +535,7 @@ def test_the_hf_command(run: Run, root: Path, tmp_path: Path) -> None:
 
 PEFT = """
 import sys
+import threading
 from peft import PeftConfig
 from peft.utils import load_peft_weights
 print(PeftConfig.from_pretrained("ann/lora").r, len(load_peft_weights("ann/lora", device="cpu")))
@@ -560,3 +564,20 @@ def test_a_file_that_cannot_be_read_harms_its_own_repository_alone(
     assert (answer.status, str(root) in answer.body.decode()) == (500, False)
     rows = Answer(hub.url, "GET", "/api/models?expand=sha").json
     assert [row["id"] for row in rows] == ["bob/good"]
+
+
+def test_a_server_stops_when_it_is_told_to(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not wait until uvicorn looks whether it is to stop, as it does ten times a second."""
+
+    async def look(_server: uvicorn.Server, _count: int) -> bool:
+        return False
+
+    def serve() -> None:
+        with LocalHub(root):
+            pass
+
+    monkeypatch.setattr(uvicorn.Server, "on_tick", look)
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
