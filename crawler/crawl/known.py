@@ -50,6 +50,17 @@ class _Recent(Generic[V]):
                 self._bytes -= self._values.popitem(last=False)[1][1]
 
 
+class DigestLocks:
+    """A lock for each digest; some share one."""
+
+    def __init__(self) -> None:
+        self._locks = tuple(threading.Lock() for _ in range(LOCKS))
+
+    def of(self, digest: str) -> threading.Lock:
+        """The lock of a digest."""
+        return self._locks[int(digest[:8], 16) % LOCKS]
+
+
 class Known:
     """The recorded content, read in short transactions, and the recent one not yet recorded; thread-safe."""
 
@@ -58,16 +69,15 @@ class Known:
         self._documents: _Recent[bytes] = _Recent()
         self._weights: _Recent[WeightsRecord] = _Recent()
         self._fresh: SimpleQueue[DocumentRecord] = SimpleQueue()
-        self._small = tuple(threading.Lock() for _ in range(LOCKS))
-        self._large = tuple(threading.Lock() for _ in range(LOCKS))
+        self._small, self._large = DigestLocks(), DigestLocks()
 
     def fetching(self, digest: str) -> threading.Lock:
         """The lock to hold while a small file or a header is fetched, so that it is fetched only once."""
-        return self._small[int(digest[:8], 16) % LOCKS]
+        return self._small.of(digest)
 
     def reading(self, digest: str) -> threading.Lock:
         """The lock to hold while weights are fetched and read, which may take minutes."""
-        return self._large[int(digest[:8], 16) % LOCKS]
+        return self._large.of(digest)
 
     def document(self, digest: str) -> bytes | None:
         """The content of a small file that was fetched before."""

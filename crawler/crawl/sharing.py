@@ -41,7 +41,7 @@ from catalog.errors import (
 )
 from catalog.files import BlobStore
 from catalog.fingerprints import FingerprintPool, Measurement
-from crawler.crawl.known import LOCKS
+from crawler.crawl.known import DigestLocks
 from crawler.hub import Hub, HubSettings, RemoteFile
 from crawler.reading import reading
 
@@ -206,9 +206,7 @@ class Worker:
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
     _claims: Iterator[int] = field(default_factory=itertools.count)
     # A file that is claimed again while it is read lies in the store until it has been read.
-    _reading: tuple[threading.Lock, ...] = field(
-        default_factory=lambda: tuple(threading.Lock() for _ in range(LOCKS))
-    )
+    _reading: DigestLocks = field(default_factory=DigestLocks)
 
     def work(self, crawl_id: int, is_over: Callable[[], bool]) -> int:
         """Reads files until the crawl is over or stopped; how many it returned.
@@ -252,7 +250,7 @@ class Worker:
         """Reads one file and writes what it contains, if it still has this lease."""
         settle: Callable[[Session, int, str, str, bytes], bool] = leases.finish
         try:
-            with self._reading[int(digest[:8], 16) % LOCKS]:
+            with self._reading.of(digest):
                 result = _pack(read_weights(task, self.hub, self.store, self.fingerprints))
         except _LASTING as error:
             result = _pack_error(error)
