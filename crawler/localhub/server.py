@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,8 @@ from crawler.localhub.listing import BadQueryError
 BACKLOG = 128
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 30.0
+# For answers that are being sent when the server is told to stop.
+GRACE_SECONDS = 1.0
 
 
 def create_app(root: Path) -> Starlette:
@@ -105,7 +108,8 @@ class LocalHub(LocalServer):
 class _Server(uvicorn.Server):
     """A uvicorn server that calls `started` when connections are accepted, and stops at once when told to.
 
-    uvicorn itself looks ten times a second whether it is to stop, and waits as long again for connections.
+    uvicorn itself looks ten times a second whether it is to stop, and sleeps as long before it looks whether
+    its connections are closed.
     """
 
     def __init__(self, app: ASGIApp, started: Callable[[], None]) -> None:
@@ -120,7 +124,6 @@ class _Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_graceful_shutdown=1,
         )
         super().__init__(config)
         self._started = started
@@ -135,6 +138,19 @@ class _Server(uvicorn.Server):
         stopped = asyncio.ensure_future(self._stopped.wait())
         await asyncio.wait((looking, stopped), return_when=asyncio.FIRST_COMPLETED)
         for task in (looking, stopped):
+            task.cancel()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for listener in sockets or ():
+            listener.close()
+        state, deadline = self.server_state, time.monotonic() + GRACE_SECONDS
+        for connection in list(state.connections):
+            connection.shutdown()
+        while (state.connections or state.tasks) and not self.force_exit and time.monotonic() < deadline:
+            await asyncio.sleep(0.001)
+        for task in state.tasks:
             task.cancel()
 
     def stop(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -27,7 +29,7 @@ from huggingface_hub.errors import (
 )
 
 from catalog.errors import UsageError
-from crawler.localhub import create_app, serve
+from crawler.localhub import LocalServer, create_app, serve
 from crawler.localhub.folder import Digest, HubFile, HubFolder
 from tests.hubs import BASE, make_repo
 from tests.localhub import Limits, LocalHub
@@ -581,3 +583,38 @@ def test_a_server_stops_when_it_is_told_to(root: Path, monkeypatch: pytest.Monke
     thread.start()
     thread.join(30)
     assert not thread.is_alive()
+
+
+def test_an_answer_begun_before_the_server_stops_is_sent_and_one_that_never_comes_is_cancelled() -> None:
+    begun, cancelled = {"/slow": threading.Event(), "/never": threading.Event()}, threading.Event()
+    stop = threading.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        begun[scope["path"]].set()
+        try:
+            while scope["path"] == "/never" or not stop.is_set():
+                await asyncio.sleep(0.001)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+        await send({"type": "http.response.body", "body": b"whole"})
+
+    answers: dict[str, bytes] = {}
+
+    def ask(address: str, path: str) -> None:
+        with closing(http.client.HTTPConnection(address)) as connection:
+            connection.request("GET", path)
+            answers[path] = connection.getresponse().read()
+
+    with LocalServer(lambda: app) as server:
+        address = urlsplit(server.url).netloc
+        threads = [threading.Thread(target=ask, args=(address, path)) for path in begun]
+        for thread, event in zip(threads, begun.values(), strict=True):
+            thread.start()
+            assert event.wait(30)
+        stop.set()
+    for thread in threads:
+        thread.join()
+    assert answers == {"/slow": b"whole", "/never": b"Internal Server Error"}
+    assert cancelled.is_set()
