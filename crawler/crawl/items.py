@@ -1,4 +1,4 @@
-"""The items of a crawl, settled one by one in listing order by workers that read and one thread that writes.
+"""The items of a crawl, settled in listing order by workers that read and one thread that writes.
 
 The order makes the rows independent of the workers' speed; one transaction writes a repository, its adapters
 and the outcome of the item, so that they agree even if the process is killed.
@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 # The raw row of a repository that an earlier crawl knew and the listing did not show.
 NOT_LISTED = {"not_listed": True}
 BATCH = 256
+# Seconds that results wait for further ones: a transaction of sixteen costs little more than one of one.
+WRITE_DELAY = 0.2
 # After this many consecutive failures of the Hub or the disk, the remaining items are left for the next run.
 PATIENCE = 8
 # Threads of which most wait for the weights that other processes read.
@@ -165,7 +167,8 @@ class ItemQueue:
                     window.append(task)
                 if not window:
                     break
-                batch = _ready(window)
+                # Half of the window is left to the workers while results are awaited and written.
+                batch = _ready(window, 2 * threads)
                 for failure in self._settle(batch):
                     failing = failing + 1 if failure is not None and not failure.in_reach else 0
                     if failing == PATIENCE and failure is not None:
@@ -350,11 +353,15 @@ class ItemQueue:
             row.gone_at = row.gone_at or self.now()
 
 
-def _ready(window: deque[ItemTask]) -> list[ItemTask]:
-    """Takes the first task, and the following ones that are already done and have different names."""
+def _ready(window: deque[ItemTask], most: int) -> list[ItemTask]:
+    """Takes the first task, and following ones that are done, or soon are, and have different names."""
     batch = [window.popleft()]
     names = {batch[0].name}
-    while window and window[0].result.done() and window[0].name not in names:
+    wait({batch[0].result})
+    deadline = time.monotonic() + WRITE_DELAY
+    while window and window[0].name not in names and len(batch) < most:
+        if not wait({window[0].result}, max(0.0, deadline - time.monotonic())).done:
+            break
         names.add(window[0].name)
         batch.append(window.popleft())
     return batch

@@ -564,7 +564,7 @@ def test_case_93_an_interrupt_leaves_a_crawl_that_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr(store, "save_repositories", interrupted)
         # One at a time, however many are read by then.
-        patched.setattr("crawler.crawl.items._ready", lambda window: [window.popleft()])
+        patched.setattr("crawler.crawl.items._ready", lambda window, most: [window.popleft()])
         with pytest.raises(KeyboardInterrupt):
             crawl(hub.url, engine, tmp_path)
     report = crawl(hub.url, engine, tmp_path)
