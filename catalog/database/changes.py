@@ -19,9 +19,9 @@ by which `missing_triggers` notices it.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from sqlalchemy import Connection, Text, cast, delete, func, inspect, select
@@ -178,8 +178,14 @@ def drop_triggers(connection: Connection) -> None:
 def missing_triggers(connection: Connection) -> list[str]:
     """The names of the triggers that are absent, switched off or of another definition."""
     present = _present(connection)
-    expected = _definitions(connection.dialect.name)
-    return [name for name, (first, *_) in expected.items() if present.get(name) != _body(first)]
+    expected = _expected(connection.dialect.name)
+    return [name for name, body in expected.items() if present.get(name) != body]
+
+
+@cache
+def _expected(dialect: str) -> dict[str, str]:
+    """What each trigger does, by its name."""
+    return {name: _body(first) for name, (first, *_) in _definitions(dialect).items()}
 
 
 def _present(connection: Connection) -> dict[str, str]:
@@ -202,8 +208,9 @@ def _present(connection: Connection) -> dict[str, str]:
 
 
 def _body(statement: str) -> str:
-    """What a trigger does, without its spaces."""
-    return " ".join(re.sub(r"(?s).*\$body\$(.*)\$body\$.*", r"\1", statement).split())
+    """What a trigger does, without its spaces: the statement, or the body of its function."""
+    _, _, quoted = statement.partition("$body$")
+    return " ".join((quoted.partition("$body$")[0] or statement).split())
 
 
 def _definitions(dialect: str) -> dict[str, tuple[str, ...]]:
