@@ -457,7 +457,7 @@ def read_command(folders: Mapping[str, Path], form: str) -> list[str]:
 
 def run_mergekit(program: Path, folders: Mapping[str, Path]) -> int:
     """Runs the command beside an export; 1 unless the result is the base plus the mean of the updates."""
-    from tests.localhub import LocalHub
+    from tests.localhub import FaultHub
     from tests.merging.llama import tiny
     from tests.merging.tiny import tiny_tokenizer
 
@@ -468,7 +468,7 @@ def run_mergekit(program: Path, folders: Mapping[str, Path]) -> int:
     say(f"\n{' '.join(command)}")
     # Its model card asks a Hub which of the models are there.
     (place / "hub").mkdir()
-    with LocalHub(place / "hub") as hub:
+    with FaultHub(place / "hub") as hub:
         done = subprocess.run(
             [str(program), *command[1:]],
             cwd=place,

@@ -8,14 +8,14 @@ import pytest
 
 import loradex
 from tests.conftest import SAMPLE_HUB
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def test_from_a_crawl_to_a_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with LocalHub(SAMPLE_HUB) as hub, loradex.open("data") as catalog:
+    with FaultHub(SAMPLE_HUB) as hub, loradex.open("data") as catalog:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         events: list[loradex.ProgressEvent] = []
         report = catalog.crawl(base=BASE, weights="stream", progress=events.append)

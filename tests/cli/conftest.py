@@ -16,7 +16,7 @@ from cli.main import loradex
 from loradex.catalog import Catalog
 from loradex.catalog import open as open_catalog
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 
 ROOT = Path(__file__).parents[2]
 # No known base model, so that small factors fit it.
@@ -42,9 +42,9 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def hub(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+def hub(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultHub]:
     """The folder served; HF_ENDPOINT names it."""
-    with LocalHub(root) as running:
+    with FaultHub(root) as running:
         monkeypatch.setenv("HF_ENDPOINT", running.url)
         yield running
 
@@ -71,7 +71,7 @@ def run(data: Path) -> Program:
 def crawled_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder to copy, with the Hub of `root` crawled into it; of weights it has the headers."""
     folder = tmp_path_factory.mktemp("crawled")
-    with LocalHub(write_three_adapters(folder / "hub")) as hub, pytest.MonkeyPatch.context() as environment:
+    with FaultHub(write_three_adapters(folder / "hub")) as hub, pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_ENDPOINT", hub.url)
         words = ["--data", str(folder / "data"), "-q", "crawl", "--any-base", "--weights", "headers"]
         result = CliRunner().invoke(loradex, words)

@@ -11,7 +11,7 @@ import pytest
 from catalog.database import disposing, open_catalog, writer_lock
 from catalog.settings import Settings
 from tests.cli.conftest import TINY, Program
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 
@@ -62,7 +62,7 @@ def test_jsonl_is_a_row_a_line(run: Program) -> None:
     assert [json.loads(line) for line in lines] == rows(run, "--base", LLAMA)
 
 
-def test_an_added_name_is_listed_and_asked_for(hub: LocalHub, run: Program) -> None:
+def test_an_added_name_is_listed_and_asked_for(hub: FaultHub, run: Program) -> None:
     added = run("base", "add", TINY, "me/copy-of-tiny", "--kind", "renamed", "--note", "I made it")
     assert (added.exit_code, added.stdout) == (0, "")
     assert added.stderr.startswith(f"me/copy-of-tiny is {TINY} (renamed)\n{TINY} was not known before; ")

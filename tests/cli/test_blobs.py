@@ -20,13 +20,13 @@ from catalog.settings import Settings
 from cli.main import loradex
 from tests.cli.conftest import TINY, Program
 from tests.hubs import lora_files, lora_tensors, make_repo, safetensors_bytes
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 
 CRAWL = ("-q", "crawl", "--any-base", "--weights", "keep")
 
 
 @pytest.fixture
-def store(hub: LocalHub, run: Program, data: Path) -> BlobStore:
+def store(hub: FaultHub, run: Program, data: Path) -> BlobStore:
     """The kept files of a crawled catalog."""
     result = run(*CRAWL)
     assert result.exit_code == 0, result.output
@@ -90,7 +90,7 @@ def test_verify_lists_what_has_arrived_of_a_download(run: Program, store: BlobSt
 
 
 def test_repair_fetches_what_is_damaged_and_nothing_else(
-    hub: LocalHub, run: Program, store: BlobStore
+    hub: FaultHub, run: Program, store: BlobStore
 ) -> None:
     first, second = names(store)
     untouched, before = store.path(first).stat().st_ino, len(hub.log)
@@ -105,7 +105,7 @@ def test_repair_fetches_what_is_damaged_and_nothing_else(
 
 
 def test_repair_leaves_the_only_copy_of_what_the_hub_lost(
-    hub: LocalHub, run: Program, store: BlobStore
+    hub: FaultHub, run: Program, store: BlobStore
 ) -> None:
     lost = orphan(store)
     for sha256 in names(store):
@@ -154,7 +154,7 @@ def test_gc_lists_and_with_yes_deletes_what_nothing_names(run: Program, store: B
     assert error_document(run("blobs", "gc", "--json"))["files"] == []
 
 
-def test_gc_keeps_what_an_older_commit_has(hub: LocalHub, run: Program, store: BlobStore) -> None:
+def test_gc_keeps_what_an_older_commit_has(hub: FaultHub, run: Program, store: BlobStore) -> None:
     before = names(store)
     weights = safetensors_bytes(lora_tensors(seed=77))
     make_repo(hub.root, "ann/one", lora_files(TINY) | {"adapter_model.safetensors": weights}, mtime=None)
@@ -180,7 +180,7 @@ def test_gc_keeps_what_a_pool_alone_names(run: Program, store: BlobStore, data: 
 
 
 def test_gc_refuses_where_another_catalog_uses_the_files(
-    hub: LocalHub, run: Program, store: BlobStore, tmp_path: Path
+    hub: FaultHub, run: Program, store: BlobStore, tmp_path: Path
 ) -> None:
     other = ("--catalog", f"sqlite:///{tmp_path / 'other.db'}")
     unneeded = orphan(store)
@@ -276,7 +276,12 @@ def test_an_export_is_verified_before_it_is_merged(
 
 
 def test_a_pool_that_is_being_imported_is_not_collected(
-    hub: LocalHub, run: Program, store: BlobStore, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: FaultHub,
+    run: Program,
+    store: BlobStore,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its files are fetched before its name is written."""
     assert run("select", "both", "--by", "random", "-k", "2").exit_code == 0

@@ -20,7 +20,7 @@ from catalog.errors import NotFoundError
 from cli.tables import reasons_text, short_count, short_targets, verdict_text
 from tests.cli.conftest import ROOT, TINY, Program
 from tests.hubs import adapter_config, card, lora_files, lora_tensors, make_repo, safetensors_bytes
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.localhub.faults import Fault, Html
 
 CRAWL = ("crawl", "--any-base", "--weights", "headers")
@@ -192,7 +192,7 @@ def test_an_adapter_that_is_skipped(crawled: Program) -> None:
     assert lines[1].startswith("  use_dora  DoRA rescales the base weights")
 
 
-def test_folders_and_commits_can_be_named(hub: LocalHub, root: Path, run: Program) -> None:
+def test_folders_and_commits_can_be_named(hub: FaultHub, root: Path, run: Program) -> None:
     files = lora_files(TINY)
     parts = {f"checkpoint-10/{name}": content for name, content in files.items()}
     make_repo(root, "dan/four", {**files, **parts}, {"sha": "aaaa1" + "0" * 35})
@@ -246,7 +246,7 @@ def test_without_a_catalog(words: tuple[str, ...], run: Program, data: Path) -> 
 
 
 @pytest.fixture
-def hostile(root: Path, hub: LocalHub, run: Program) -> Program:
+def hostile(root: Path, hub: FaultHub, run: Program) -> Program:
     """A catalog with an adapter whose every text tries to steer the terminal."""
     base = f"{EVIL}/base"
     config = adapter_config(base_model_name_or_path=base, target_modules=["q_proj", f"v_proj{EVIL}"])
@@ -326,7 +326,7 @@ def test_a_terminal_that_is_too_narrow_gets_a_table_too(crawled: Program, data: 
 
 
 @pytest.mark.slow
-def test_a_crawl_in_a_terminal_shows_how_far_it_is(hub: LocalHub, data: Path) -> None:
+def test_a_crawl_in_a_terminal_shows_how_far_it_is(hub: FaultHub, data: Path) -> None:
     output = in_a_terminal(80, data, *CRAWL)
     assert f"Crawling {hub.url} for adapters of every base model\n" in output
     assert "reading" in output
@@ -335,12 +335,12 @@ def test_a_crawl_in_a_terminal_shows_how_far_it_is(hub: LocalHub, data: Path) ->
 
 
 @pytest.mark.slow
-def test_quiet_in_a_terminal_draws_nothing(hub: LocalHub, data: Path) -> None:
+def test_quiet_in_a_terminal_draws_nothing(hub: FaultHub, data: Path) -> None:
     assert in_a_terminal(80, data, "-q", *CRAWL).startswith("complete: 3 repositories listed · new 3\n")
 
 
 @pytest.mark.usefixtures("eighty_columns")
-def test_a_name_that_is_listed_is_in_one_piece(root: Path, hub: LocalHub, run: Program) -> None:
+def test_a_name_that_is_listed_is_in_one_piece(root: Path, hub: FaultHub, run: Program) -> None:
     make_repo(root, "some-owner/a-name-of-a-length", lora_files(TINY, rank_pattern={"q_proj": 2}))
     run(*CRAWL)
     lines = run("adapters", "--rules", "paper").stdout.splitlines()
@@ -348,7 +348,7 @@ def test_a_name_that_is_listed_is_in_one_piece(root: Path, hub: LocalHub, run: P
     assert max(map(len, lines)) <= 80
 
 
-def test_status_lists_what_is_tried_again(hub: LocalHub, run: Program) -> None:
+def test_status_lists_what_is_tried_again(hub: FaultHub, run: Program) -> None:
     hub.faults.append(Fault("GET /api/models/bob/two/tree", Html()))
     assert run("crawl", "--any-base", "--weights", "headers").exit_code == 3
     [row] = json.loads(run("status", "--json").stdout)["retries"]

@@ -17,7 +17,7 @@ from catalog.database import disposing, open_catalog, writer_lock
 from catalog.settings import Settings
 from tests.cli.conftest import TINY, Program
 from tests.hubs import lora_files, make_repo
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.localhub.faults import Callback, Fault, Html, Status
 
 TOKEN = "hf_ThisIsATokenThatNobodyMaySee"
@@ -32,7 +32,7 @@ def document(result: Result) -> dict[str, Any]:
     return actual
 
 
-def test_the_numbers_of_a_crawl(hub: LocalHub, run: Program) -> None:
+def test_the_numbers_of_a_crawl(hub: FaultHub, run: Program) -> None:
     result = run(*CRAWL, "--json")
     assert result.exit_code == 0
     assert result.stderr == f"Crawling {hub.url} for adapters of every base model\n"
@@ -50,7 +50,7 @@ def test_the_numbers_of_a_crawl(hub: LocalHub, run: Program) -> None:
     assert actual["seconds"] > 0
 
 
-def test_a_second_crawl_fetches_nothing(hub: LocalHub, run: Program) -> None:
+def test_a_second_crawl_fetches_nothing(hub: FaultHub, run: Program) -> None:
     run(*CRAWL)
     hub.clear()
     result = document(run(*CRAWL, "--json"))
@@ -58,7 +58,7 @@ def test_a_second_crawl_fetches_nothing(hub: LocalHub, run: Program) -> None:
     assert result["requests"]["resolver"] == hub.count("resolver") == 0
 
 
-def test_the_screen_of_a_crawl(hub: LocalHub, run: Program) -> None:
+def test_the_screen_of_a_crawl(hub: FaultHub, run: Program) -> None:
     lines = run(*CRAWL, "--rules", "licensed").stdout.splitlines()
     assert lines[:5] == [
         "complete: 3 repositories listed · new 3",
@@ -70,7 +70,7 @@ def test_the_screen_of_a_crawl(hub: LocalHub, run: Program) -> None:
     assert len(lines) == 5
 
 
-def test_what_does_not_refuse_is_told_apart(hub: LocalHub, root: Path, run: Program) -> None:
+def test_what_does_not_refuse_is_told_apart(hub: FaultHub, root: Path, run: Program) -> None:
     make_repo(root, "dan/four", {"adapter_config.json": '{"peft_type": "IA3"}'})
     lines = run(*CRAWL, "--rules", "paper").stdout.splitlines()
     assert "  adapters     4 · accepted 2 (2 unmeasured) · skipped 2 (rules: paper)" in lines
@@ -78,7 +78,7 @@ def test_what_does_not_refuse_is_told_apart(hub: LocalHub, root: Path, run: Prog
     assert any(line.startswith("  also noted   license_missing 2") for line in lines)
 
 
-def test_one_base_is_asked_for_under_all_its_names(hub: LocalHub, run: Program) -> None:
+def test_one_base_is_asked_for_under_all_its_names(hub: FaultHub, run: Program) -> None:
     result = run("crawl", "--base", TINY, "--base", "acme/other", "--weights", "headers", "--json")
     assert result.stderr.startswith(f"Crawling {hub.url} for adapters of {TINY}, acme/other\n")
     assert result.stderr.count("No repository lists an adapter of ") == 1
@@ -91,12 +91,12 @@ def test_one_base_is_asked_for_under_all_its_names(hub: LocalHub, run: Program) 
     assert any("base_model%3Aadapter%3Aunsloth%2Ftiny" in query for query in requests)
 
 
-def test_limit(hub: LocalHub, run: Program) -> None:
+def test_limit(hub: FaultHub, run: Program) -> None:
     assert document(run(*CRAWL, "--limit", "2", "--json"))["listed"] == 2
 
 
 @pytest.mark.parametrize("known", [False, True])
-def test_a_dry_run_writes_nothing(known: bool, hub: LocalHub, data: Path, run: Program) -> None:
+def test_a_dry_run_writes_nothing(known: bool, hub: FaultHub, data: Path, run: Program) -> None:
     if known:
         run(*CRAWL)
     before = {file: file.read_bytes() for file in data.rglob("*") if file.is_file()}
@@ -110,7 +110,7 @@ def test_a_dry_run_writes_nothing(known: bool, hub: LocalHub, data: Path, run: P
     assert data.exists() == known
 
 
-def test_the_screen_of_a_dry_run(hub: LocalHub, run: Program) -> None:
+def test_the_screen_of_a_dry_run(hub: FaultHub, run: Program) -> None:
     lines = run("crawl", "--base", TINY, "--dry-run").stdout.splitlines()
     assert lines[0] == "dry run: 3 repositories listed · new 3"
     assert lines[1] == f"  asked for  base_model:adapter:{TINY}"
@@ -118,7 +118,7 @@ def test_the_screen_of_a_dry_run(hub: LocalHub, run: Program) -> None:
     assert lines[-1] == f"  cost       {hub.count('api')} API and 0 resolver requests"
 
 
-def test_a_repository_that_cannot_be_read_is_3_and_is_tried_again(hub: LocalHub, run: Program) -> None:
+def test_a_repository_that_cannot_be_read_is_3_and_is_tried_again(hub: FaultHub, run: Program) -> None:
     hub.faults.append(Fault("/ann/one/tree/", Html()))
     first = run(*CRAWL)
     assert first.exit_code == 3
@@ -143,7 +143,7 @@ def test_a_repository_that_cannot_be_read_is_3_and_is_tried_again(hub: LocalHub,
     ],
 )
 def test_a_listing_that_breaks_off(
-    listing: str, code: int, status: str, listed: int, told: str, hub: LocalHub, run: Program
+    listing: str, code: int, status: str, listed: int, told: str, hub: FaultHub, run: Program
 ) -> None:
     hub.faults.append(Fault(rf"/api/models\?filter={listing}", Html()))
     result = run(*CRAWL, "--json")
@@ -153,12 +153,12 @@ def test_a_listing_that_breaks_off(
     assert result.stderr.splitlines()[-1].startswith(told)
 
 
-def test_weights_that_are_read_are_measured(hub: LocalHub, run: Program) -> None:
+def test_weights_that_are_read_are_measured(hub: FaultHub, run: Program) -> None:
     result = document(run("crawl", "--any-base", "--json"))
     assert (result["accepted"], result["unmeasured"]) == (2, 0)
 
 
-def test_case_92_a_second_crawl_at_the_same_time_is_1(hub: LocalHub, data: Path, run: Program) -> None:
+def test_case_92_a_second_crawl_at_the_same_time_is_1(hub: FaultHub, data: Path, run: Program) -> None:
     run(*CRAWL)
     with disposing(open_catalog(Settings.make(data=data), create=False)) as engine, writer_lock(engine):
         result = run(*CRAWL)
@@ -169,7 +169,7 @@ def test_case_92_a_second_crawl_at_the_same_time_is_1(hub: LocalHub, data: Path,
 
 @pytest.mark.slow
 def test_case_93_an_interrupted_crawl_is_130_and_goes_on(
-    hub: LocalHub, run: Program, start: Callable[..., subprocess.Popen[str]]
+    hub: FaultHub, run: Program, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     interrupt = Callback(lambda _: process.send_signal(signal.SIGINT))
     hub.faults.append(Fault("/resolve/.*/adapter_config.json", interrupt, times=1, skip=1))
@@ -184,7 +184,7 @@ def test_case_93_an_interrupted_crawl_is_130_and_goes_on(
     assert (result["status"], result["listed"], result["new"], result["accepted"]) == ("complete", 3, 3, 2)
 
 
-def test_workers_are_requests_in_flight(hub: LocalHub, root: Path, run: Program) -> None:
+def test_workers_are_requests_in_flight(hub: FaultHub, root: Path, run: Program) -> None:
     for number in range(7):
         make_repo(root, f"more/of{number}", lora_files(TINY, lora_dropout=number / 100))
     together = threading.Barrier(10)
@@ -218,7 +218,7 @@ def test_workers_are_requests_in_flight(hub: LocalHub, root: Path, run: Program)
     ],
 )
 def test_wrong_words_are_2_and_ask_nothing(
-    words: list[str], told: str, hub: LocalHub, data: Path, run: Program
+    words: list[str], told: str, hub: FaultHub, data: Path, run: Program
 ) -> None:
     result = run("crawl", *words)
     assert (result.exit_code, result.stdout) == (2, "")
@@ -238,7 +238,7 @@ def test_wrong_words_are_2_and_ask_nothing(
         pytest.param("sqlite:////dev/null/catalog.db", 1, id="no-folder"),
     ],
 )
-def test_a_catalog_that_cannot_be(url: str, code: int, hub: LocalHub, run: Program) -> None:
+def test_a_catalog_that_cannot_be(url: str, code: int, hub: FaultHub, run: Program) -> None:
     result = run("--catalog", url, *CRAWL)
     assert (result.exit_code, result.stdout) == (code, "")
     assert result.stderr.startswith("Error: ")
@@ -247,7 +247,7 @@ def test_a_catalog_that_cannot_be(url: str, code: int, hub: LocalHub, run: Progr
     assert hub.log == []
 
 
-def test_quiet_leaves_the_result(hub: LocalHub, run: Program) -> None:
+def test_quiet_leaves_the_result(hub: FaultHub, run: Program) -> None:
     hub.faults.append(Fault("/ann/one/tree/", Html()))
     result = run("-q", *CRAWL)
     assert (result.exit_code, result.stderr) == (3, "")
@@ -256,7 +256,7 @@ def test_quiet_leaves_the_result(hub: LocalHub, run: Program) -> None:
 
 @pytest.mark.parametrize(("option", "shown"), [((), False), (("-v",), True)])
 def test_verbose_says_what_is_waited_for(
-    option: tuple[str, ...], shown: bool, hub: LocalHub, run: Program
+    option: tuple[str, ...], shown: bool, hub: FaultHub, run: Program
 ) -> None:
     hub.faults.append(Fault("/ann/one/tree/", Status(503, {"Retry-After": "0"}), times=1))
     result = run(*option, *CRAWL)
@@ -265,7 +265,7 @@ def test_verbose_says_what_is_waited_for(
 
 
 def test_case_94_the_token_is_in_no_output_and_no_file(
-    hub: LocalHub, data: Path, run: Program, monkeypatch: pytest.MonkeyPatch
+    hub: FaultHub, data: Path, run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub.faults.append(Fault("/ann/one/tree/", Html()))

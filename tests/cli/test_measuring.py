@@ -18,7 +18,7 @@ from merging.members import load_member
 from merging.model import first_examples, read_task
 from merging.model.base import kept_name
 from tests.hubs import card, make_repo
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.merging.test_evaluate import ROWS, tiny_adapter
 from tests.merging.tiny import NAME, save_base, tiny_base, write_task
 
@@ -41,7 +41,7 @@ def place(tmp_path: Path, data: Path, run: Program, monkeypatch: pytest.MonkeyPa
         files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "README.md"}
         files["README.md"] = card(f"Made by {name}.\n", base_model=NAME, license="mit").encode()
         make_repo(tmp_path / "hub", name, files, {})
-    with LocalHub(tmp_path / "hub") as hub:
+    with FaultHub(tmp_path / "hub") as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         crawled = run("-q", "crawl", "--any-base", "--weights", "keep")
         assert crawled.exit_code == 0, crawled.output

@@ -22,7 +22,7 @@ from cli.main import loradex
 from crawler.hub.budget import Clock
 from tests.cli.conftest import ROOT, Program
 from tests.fakes import VirtualClock
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 
 pytestmark = pytest.mark.slow
 SAMPLE = ROOT / "data" / "sample_hub"
@@ -40,7 +40,7 @@ def postgres_sample(
     data = tmp_path_factory.mktemp("crawled")
     shutil.copytree(sample_data / "blobs", data / "blobs", copy_function=os.link)
     for url in postgres_database(postgres_template):
-        with LocalHub(SAMPLE) as hub, pytest.MonkeyPatch.context() as environment:
+        with FaultHub(SAMPLE) as hub, pytest.MonkeyPatch.context() as environment:
             environment.setenv("HF_ENDPOINT", hub.url)
             words = ["--data", str(data), "--catalog", url, "-q", "crawl", "--any-base", "--weights", "keep"]
             crawled = CliRunner().invoke(loradex, words)
@@ -61,7 +61,7 @@ def both(
     else:
         urls = request.getfixturevalue("postgres_database")(request.getfixturevalue("postgres_sample"))
     base = ["--data", str(data), "--catalog", next(urls)]
-    with LocalHub(SAMPLE) as hub, pytest.MonkeyPatch.context() as environment:
+    with FaultHub(SAMPLE) as hub, pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_ENDPOINT", hub.url)
         yield lambda *words: CliRunner().invoke(loradex, [*base, *words])
     next(urls, None)
@@ -147,7 +147,7 @@ def test_a_pool_as_a_hub_is_served_again(mine: Program, tmp_path: Path) -> None:
         "folders"
     ]
     manifest = read_manifest(Path(folder))
-    with LocalHub(Path(folder)) as hub, pytest.MonkeyPatch.context() as environment:
+    with FaultHub(Path(folder)) as hub, pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_ENDPOINT", hub.url)
         result = ok(mine, "pool", "verify", "three", "--hub")
         assert result == {"ok": True, "problems": [], "digest": manifest.digest}
@@ -191,7 +191,7 @@ def test_verify_finds_what_the_hub_lost_and_what_licences_forbid(mine: Program, 
     shutil.rmtree(hub_folder / "zoo" / "overruling")
     card = hub_folder / "zoo" / "banking77" / "README.md"
     card.write_text(card.read_text() + "\nchanged\n")
-    with LocalHub(hub_folder) as hub, pytest.MonkeyPatch.context() as environment:
+    with FaultHub(hub_folder) as hub, pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_ENDPOINT", hub.url)
         result = mine("pool", "verify", "two", "--hub", "--use", "commercial", "--json")
     assert result.exit_code == 1
@@ -217,7 +217,7 @@ def test_weights_that_are_not_kept_are_fetched_at_their_commit(
     assert sum(clock.sleeps) > 1, "it was not tried again"
     assert refused.exit_code == 1
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
-    with LocalHub(SAMPLE) as hub, pytest.MonkeyPatch.context() as environment:
+    with FaultHub(SAMPLE) as hub, pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_ENDPOINT", hub.url)
         ok(mine, "pool", "export", "one", "--to", str(tmp_path / "out"), "--weights")
         fetched = [request.path for request in hub.log if request.path.endswith(".safetensors")]

@@ -23,7 +23,7 @@ from cli.app import Exit
 from cli.commands.demo import STEPS
 from cli.main import COMMANDS, loradex
 from tests.cli.conftest import ROOT, Program
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tools import documents
 
 README = documents.README.read_text(encoding="utf-8")
@@ -199,7 +199,7 @@ FIRST: Callable[[Any], Any] = lambda rows: rows[0]  # noqa: E731
     ],
 )
 def test_the_json_fields_of_a_command(
-    name: str, words: tuple[str, ...], pick: Callable[[Any], Any], hub: LocalHub, crawled: Program
+    name: str, words: tuple[str, ...], pick: Callable[[Any], Any], hub: FaultHub, crawled: Program
 ) -> None:
     rows = {quoted(row[0])[0]: quoted(row[1]) for row in table("json.md", "| command | JSON |")}
     fields = rows[name]

@@ -18,7 +18,7 @@ from merging.evaluation.scores import TaskScore, evaluate
 from merging.members import load_member
 from merging.model import read_task
 from tests.cli.conftest import Program
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.merging.adapters import adapter
 from tests.merging.test_evaluate import ROWS
 from tests.merging.tiny import tiny_base, write_task
@@ -37,7 +37,7 @@ def validator(name: str) -> Draft202012Validator:
 
 
 @pytest.fixture
-def written(hub: LocalHub, run: Program, tmp_path: Path) -> dict[str, list[Any]]:
+def written(hub: FaultHub, run: Program, tmp_path: Path) -> dict[str, list[Any]]:
     """The documents that the program writes, by the name of their schema."""
     folders = [adapter(tmp_path / name, seed=seed) for seed, name in enumerate(("a", "b"))]
     task = read_task(write_task(tmp_path / "task", ROWS))

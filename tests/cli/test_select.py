@@ -7,11 +7,11 @@ import json
 import pytest
 
 from tests.cli.conftest import Program
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 
 
 @pytest.fixture
-def crawled(hub: LocalHub, run: Program) -> Program:
+def crawled(hub: FaultHub, run: Program) -> Program:
     """Two adapters that are accepted, and one that the rules refuse."""
     assert run("-q", "crawl", "--any-base", "--weights", "stream").exit_code == 0
     return run

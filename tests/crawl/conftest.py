@@ -12,7 +12,7 @@ from crawler.hub import Hub, HubSettings
 from tests.client import NAME, TOKEN
 from tests.fakes import VirtualClock
 from tests.hubs import make_repo
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 
 OFF = (
     "HF_HUB_DISABLE_XET",
@@ -47,9 +47,9 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(root: Path) -> Iterator[LocalHub]:
+def server(root: Path) -> Iterator[FaultHub]:
     """That Hub."""
-    with LocalHub(root) as running:
+    with FaultHub(root) as running:
         yield running
 
 
@@ -60,7 +60,7 @@ def clock() -> VirtualClock:
 
 
 @pytest.fixture
-def hub(server: LocalHub, clock: VirtualClock) -> Iterator[Hub]:
+def hub(server: FaultHub, clock: VirtualClock) -> Iterator[Hub]:
     """A client of it, with a token."""
     with Hub(HubSettings(server.url, token=TOKEN, timeout=5), clock=clock) as opened:
         yield opened

@@ -32,7 +32,7 @@ from crawler.hub.budget import (
 )
 from tests.fakes import VirtualClock
 from tests.hubs import make_repo
-from tests.localhub import Limits, LocalHub
+from tests.localhub import FaultHub, Limits
 
 
 def server_limit(
@@ -213,7 +213,7 @@ def test_a_hub_with_limits_never_has_to_refuse(tmp_path: Path, phase: float) -> 
     make_repo(tmp_path, "someone/adapter")
     clock = VirtualClock()
     limits = Limits(api=20, window=300, clock=clock.now)
-    with LocalHub(tmp_path, limits=limits) as server, Hub(HubSettings(server.url), clock=clock) as hub:
+    with FaultHub(tmp_path, limits=limits) as server, Hub(HubSettings(server.url), clock=clock) as hub:
         clock.advance(phase)
         for _ in range(70):
             hub.repository("someone/adapter")

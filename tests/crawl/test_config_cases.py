@@ -19,7 +19,7 @@ from catalog.search import browse
 from crawler.crawl import refusing
 from tests.crawling import crawl, dump, items
 from tests.hubs import BASE, adapter_config
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.localhub.faults import SeenRequest
 from tests.neighbours import (
     GOOD,
@@ -159,7 +159,7 @@ LICENCES: dict[str, tuple[str, str | None, str | None]] = {
 }
 
 
-class Hostile:
+class TouchedWhenUnpickled:
     """What touches a file when a pickle of it is opened."""
 
     def __init__(self, canary: Path) -> None:
@@ -174,7 +174,7 @@ class Library:
     """One crawl of everything: its Hub, what that was asked for, the catalog, and the report."""
 
     place: Path
-    hub: LocalHub
+    hub: FaultHub
     engine: Engine
     report: dict[str, Any]
     asked: list[SeenRequest]
@@ -199,7 +199,7 @@ def stock(root: Path, canary: Path) -> None:
     start = front("license: mit") + b"Somebody wrote these words about this one adapter.\n"
     repo(root, "card/case-75-ten-megabytes", {"README.md": start + b"a" * (most - len(start))})
     repo(root, "card/case-75-more", {"README.md": start + b"a" * most})
-    opened = pickle.dumps(Hostile(canary))
+    opened = pickle.dumps(TouchedWhenUnpickled(canary))
     pickles: dict[str, dict[str, bytes | str | None]] = {
         "case-65-pickle-alone": {"adapter_model.safetensors": None, "adapter_model.bin": opened},
         "case-65-pickle-beside": dict.fromkeys(("adapter_model.bin", "training_args.bin", "a.pt"), opened),
@@ -216,7 +216,7 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     place = tmp_path_factory.mktemp("library")
     (place / "hub").mkdir()
     stock(place / "hub", place / "canary")
-    with LocalHub(place / "hub") as hub, sqlite_catalog(request, place / "data") as engine:
+    with FaultHub(place / "hub") as hub, sqlite_catalog(request, place / "data") as engine:
         report = crawl(hub.url, engine, place / "data", weights="headers")
         yield Library(place, hub, engine, report, hub.log)
 
@@ -314,7 +314,7 @@ def test_a_pickle_is_listed_and_never_opened(name: str, reason: str | None, libr
 
 
 def test_case_65_the_canary_would_have_been_seen(tmp_path: Path) -> None:
-    pickle.loads(pickle.dumps(Hostile(tmp_path / "canary")))
+    pickle.loads(pickle.dumps(TouchedWhenUnpickled(tmp_path / "canary")))
     assert (tmp_path / "canary").exists()
 
 

@@ -23,7 +23,7 @@ from catalog.files import BlobStore
 from crawler.hub import Hub, HubSettings, RemoteFile
 from tests.fakes import VirtualClock
 from tests.hubs import lora_files, make_repo, safetensors_header_bytes
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.localhub.faults import (
     Action,
     Corrupt,
@@ -52,7 +52,7 @@ FILES = {
 class Setup:
     """A local Hub with one adapter, the Hub that asks it, and a store."""
 
-    def __init__(self, server: LocalHub, folder: Path) -> None:
+    def __init__(self, server: FaultHub, folder: Path) -> None:
         self.server = server
         self.blobs = BlobStore(folder)
         self.hub = self.another()
@@ -87,7 +87,7 @@ class Setup:
 @pytest.fixture
 def case(tmp_path: Path) -> Iterator[Setup]:
     make_repo(tmp_path / "hub", NAME, FILES)
-    with LocalHub(tmp_path / "hub") as server:
+    with FaultHub(tmp_path / "hub") as server:
         result = Setup(server, tmp_path / "blobs")
         with result.hub:
             yield result
@@ -316,7 +316,7 @@ def test_a_part_that_ends_too_early_is_refused(case: Setup) -> None:
 @pytest.mark.parametrize("ask", EVERY)
 def test_case_44_another_host_gets_no_token(tmp_path: Path, ask: Callable[[Setup], object]) -> None:
     make_repo(tmp_path / "hub", NAME, FILES)
-    with LocalHub(tmp_path / "hub", cdn=True, redirect_small=True) as server:
+    with FaultHub(tmp_path / "hub", cdn=True, redirect_small=True) as server:
         case = Setup(server, tmp_path / "blobs")
         with case.hub:
             ask(case)
@@ -331,7 +331,7 @@ def test_case_44_another_host_gets_no_token(tmp_path: Path, ask: Callable[[Setup
 
 
 def test_case_44_a_way_back_carries_no_token(case: Setup, tmp_path: Path) -> None:
-    with LocalHub(tmp_path / "hub") as elsewhere:
+    with FaultHub(tmp_path / "hub") as elsewhere:
         elsewhere.faults.append(Fault(RESOLVE, RedirectTo(f"{case.server.url}/api/whoami-v2")))
         path = f"/{NAME}/resolve/main/{CONFIG}"
         case.fault(RedirectTo(f"{elsewhere.url}{path}"))
@@ -343,7 +343,7 @@ def test_case_44_a_way_back_carries_no_token(case: Setup, tmp_path: Path) -> Non
 
 
 def test_a_refusal_elsewhere_says_nothing_of_the_repository(case: Setup, tmp_path: Path) -> None:
-    with LocalHub(tmp_path / "hub") as elsewhere:
+    with FaultHub(tmp_path / "hub") as elsewhere:
         elsewhere.faults.append(Fault("", Status(404, error_code="GatedRepo")))
         case.fault(RedirectTo(f"{elsewhere.url}/x"))
         with pytest.raises(HubAccessError) as caught:
@@ -352,7 +352,7 @@ def test_a_refusal_elsewhere_says_nothing_of_the_repository(case: Setup, tmp_pat
 
 
 def test_another_host_does_not_say_the_commit(case: Setup, tmp_path: Path) -> None:
-    with LocalHub(tmp_path / "hub") as elsewhere:
+    with FaultHub(tmp_path / "hub") as elsewhere:
         elsewhere.faults.append(Fault("", SetHeader("X-Repo-Commit", "0" * 40)))
         case.fault(RedirectTo(f"{elsewhere.url}/{NAME}/resolve/main/{CONFIG}"))
         assert case.small() == FILES[CONFIG]

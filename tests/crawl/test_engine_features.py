@@ -19,7 +19,7 @@ from catalog.search import browse
 from tests.crawl.test_run import TINY
 from tests.crawling import crawl
 from tests.hubs import lora_files, lora_tensors, make_repo, safetensors_bytes
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 
 
 def stored(engine: Engine) -> dict[str, tuple[Any, ...]]:
@@ -60,7 +60,7 @@ def test_a_crawl_stores_what_engines_look_at_and_an_older_catalog_gets_it(
     put(root, "bob/dora", use_dora=True)
     put(root, "cat/other", peft_type="LOHA")
     make_repo(root, "dan/broken", lora_files(TINY) | {"adapter_config.json": b"{"})
-    with LocalHub(root) as hub:
+    with FaultHub(root) as hub:
         crawl(hub.url, engine, tmp_path, weights="headers")
     before = stored(engine)
     assert before["ann/one"][1:] == (4, True, FACTS_VERSION)
@@ -90,7 +90,7 @@ def test_a_crawl_stores_what_engines_look_at_and_an_older_catalog_gets_it(
 def test_the_filter_follows_the_rules_it_is_asked_with(tmp_path: Path, engine: Engine) -> None:
     put(tmp_path / "hub", "ann/one")
     put(tmp_path / "hub", "bob/dora", use_dora=True)
-    with LocalHub(tmp_path / "hub") as hub:
+    with FaultHub(tmp_path / "hub") as hub:
         crawl(hub.url, engine, tmp_path, weights="headers")
     newer = ServingEngine("vllm", "vLLM", "99", "x", (), rank_limit=3)
     assert named(engine, "runs:vllm", (newer,)) == set()

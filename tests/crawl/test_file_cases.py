@@ -17,7 +17,7 @@ from catalog.files import BlobStore
 from tests.crawl_process import crawl_and_die_before_a_rename
 from tests.crawling import crawl, dump
 from tests.hubs import lora_tensors, safetensors_bytes
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.localhub.faults import (
     Corrupt,
     DropHeader,
@@ -143,7 +143,7 @@ def shelf(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         assert isinstance(weights, bytes)
         sha256[case] = hashlib.sha256(weights).hexdigest()
         faults.append(Fault(f"GET /o/{case}/resolve/.*/{spoilt.file}", spoilt.action, skip=spoilt.skip))
-    with LocalHub(root, faults=faults) as hub, sqlite_catalog(request, place / "data") as engine:
+    with FaultHub(root, faults=faults) as hub, sqlite_catalog(request, place / "data") as engine:
         report = crawl(hub.url, engine, place / "data", weights="keep")
         became, judged, remaining = outcomes(engine), verdicts(engine), blobs(place / "data")
         rows = {name: row(engine, name) for name in judged}
@@ -192,7 +192,7 @@ def test_case_42_a_hub_without_ranges_is_not_read_to_the_end_for_a_header(
     tensors = lora_tensors(hidden=60_000).items()
     large = safetensors_bytes({name: values * np.float32(1e-3) for name, values in tensors})
     repo(root, "o/large", {WEIGHTS: large})
-    with LocalHub(root) as hub:
+    with FaultHub(root) as hub:
         hub.faults.append(Fault(f"GET .*{WEIGHTS}", IgnoreRange()))
         report = crawl(hub.url, engine, tmp_path, weights=policy)
     assert row(engine, "o/large")["verdict"] == "accepted"
@@ -205,7 +205,7 @@ def test_case_44_another_host_gets_the_request_and_no_token(engine: Engine, tmp_
     root = tmp_path / "hub"
     root.mkdir()
     neighbours(root)
-    with LocalHub(root, cdn=True) as hub:
+    with FaultHub(root, cdn=True) as hub:
         report = crawl(hub.url, engine, tmp_path, weights="keep", hub={"token": "hf_secret"})
         target = [request for request in hub.log if request.kind == "cdn"]
         here = [request for request in hub.log if request.kind != "cdn"]
@@ -219,11 +219,11 @@ def test_case_44_another_host_gets_the_request_and_no_token(engine: Engine, tmp_
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[LocalHub]:
+def hub(tmp_path: Path) -> Iterator[FaultHub]:
     """A Hub of the good repositories."""
     (tmp_path / "hub").mkdir()
     neighbours(tmp_path / "hub")
-    with LocalHub(tmp_path / "hub") as running:
+    with FaultHub(tmp_path / "hub") as running:
         yield running
 
 
@@ -252,7 +252,7 @@ def block(store: Path) -> None:
     ],
 )
 def test_a_disk_that_refuses_fails_the_repositories_and_shows_no_part(
-    spoil: Any, hub: LocalHub, engine: Engine, tmp_path: Path
+    spoil: Any, hub: FaultHub, engine: Engine, tmp_path: Path
 ) -> None:
     spoil(tmp_path / "blobs")
     report = crawl(hub.url, engine, tmp_path, weights="keep")
@@ -267,7 +267,7 @@ def test_a_disk_that_refuses_fails_the_repositories_and_shows_no_part(
 
 @pytest.mark.slow
 def test_case_47_a_kill_between_write_and_rename_shows_no_blob(
-    hub: LocalHub, engine: Engine, tmp_path: Path
+    hub: FaultHub, engine: Engine, tmp_path: Path
 ) -> None:
     code = wait_for(start_process(crawl_and_die_before_a_rename, hub.url, tmp_path))
     assert code == -signal.SIGKILL
@@ -284,7 +284,7 @@ def test_case_48_the_same_weights_of_many_repositories_are_one_file(engine: Engi
     shared = safetensors_bytes(lora_tensors(seed=5))
     for number in range(6):
         repo(root, f"o/copy{number}", {WEIGHTS: shared})
-    with LocalHub(root) as hub:
+    with FaultHub(root) as hub:
         report = crawl(hub.url, engine, tmp_path, weights="keep", workers=4)
         complete = [r for r in hub.log if r.path.endswith(WEIGHTS) and "range" not in r.headers]
     assert (report["accepted"], len(complete)) == (6, 1)
@@ -293,7 +293,7 @@ def test_case_48_the_same_weights_of_many_repositories_are_one_file(engine: Engi
 
 @pytest.mark.parametrize("changed", [False, True], ids=["case-49-continued", "case-49-if-range-mismatch"])
 def test_a_broken_download_is_continued_by_the_next_crawl_or_starts_again(
-    changed: bool, hub: LocalHub, engine: Engine, tmp_path: Path
+    changed: bool, hub: FaultHub, engine: Engine, tmp_path: Path
 ) -> None:
     match = f"GET /bob/two/resolve/.*/{WEIGHTS}"
     hub.faults.append(Fault(match, Truncate(500), skip=1))
@@ -313,7 +313,7 @@ def test_a_broken_download_is_continued_by_the_next_crawl_or_starts_again(
 
 
 def test_case_50_nothing_is_fetched_again_after_a_crawl_full_of_faults(
-    hub: LocalHub, engine: Engine, tmp_path: Path
+    hub: FaultHub, engine: Engine, tmp_path: Path
 ) -> None:
     hub.faults.append(Fault("GET /bob/two/resolve/.*/adapter_config.json", Status(503)))
     crawl(hub.url, engine, tmp_path, weights="keep")

@@ -20,7 +20,7 @@ from catalog.fingerprints import DELTA_SIZE, FINGERPRINT_VERSION, OUTPUT_SIZE, f
 from tests.crawl.test_run import TINY
 from tests.crawling import crawl
 from tests.hubs import lora_files, lora_tensors, make_repo, safetensors_bytes
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def fingerprint_keys(engine: Engine) -> dict[str, list[tuple[str, int]]]:
 
 def test_stream_keeps_the_fingerprint_and_no_file(tmp_path: Path, engine: Engine) -> None:
     folder = put(tmp_path / "hub", "ann/one", lora_tensors(seed=1))
-    with LocalHub(tmp_path / "hub") as hub:
+    with FaultHub(tmp_path / "hub") as hub:
         crawl(hub.url, engine, tmp_path, weights="stream")
     local = read_folder(folder)
     expected = fingerprint(local.weights, local.config)
@@ -76,7 +76,7 @@ def test_stream_keeps_the_fingerprint_and_no_file(tmp_path: Path, engine: Engine
 
 def test_headers_make_no_fingerprint(tmp_path: Path, engine: Engine) -> None:
     put(tmp_path / "hub", "ann/one", lora_tensors())
-    with LocalHub(tmp_path / "hub") as hub:
+    with FaultHub(tmp_path / "hub") as hub:
         crawl(hub.url, engine, tmp_path, weights="headers")
     with Session(engine) as session:
         assert session.scalars(select(FingerprintRow)).all() == []
@@ -91,7 +91,7 @@ def test_one_file_has_a_fingerprint_for_each_pattern_of_scalings(tmp_path: Path,
     put(root, "b/other-alpha", tensors, lora_alpha=64)
     put(root, "c/pattern", tensors, alpha_pattern={"q_proj": 32})
     put(root, "d/same-relation", tensors, lora_alpha=64, alpha_pattern={"q_proj": 256})
-    with LocalHub(root) as hub:
+    with FaultHub(root) as hub:
         crawl(hub.url, engine, tmp_path, weights="stream")
         complete = [r for r in hub.log if r.path.endswith(".safetensors") and "range" not in r.headers]
         assert len(complete) <= 2, "the file was fetched for each repository"
@@ -111,7 +111,7 @@ def test_one_file_has_a_fingerprint_for_each_pattern_of_scalings(tmp_path: Path,
 
 def test_what_an_old_version_made_is_made_again_and_never_mixed(tmp_path: Path, engine: Engine) -> None:
     put(tmp_path / "hub", "ann/one", lora_tensors(seed=3))
-    with LocalHub(tmp_path / "hub") as hub:
+    with FaultHub(tmp_path / "hub") as hub:
         crawl(hub.url, engine, tmp_path, weights="stream")
         with engine.begin() as connection:
             connection.execute(text("UPDATE fingerprint SET version = 0"))
@@ -125,7 +125,7 @@ def test_what_an_old_version_made_is_made_again_and_never_mixed(tmp_path: Path, 
 def test_reread_makes_what_is_missing_of_kept_files_without_a_hub(tmp_path: Path, engine: Engine) -> None:
     put(tmp_path / "hub", "ann/one", lora_tensors(seed=3))
     put(tmp_path / "hub", "bob/two", lora_tensors(seed=4))
-    with LocalHub(tmp_path / "hub") as hub:
+    with FaultHub(tmp_path / "hub") as hub:
         crawl(hub.url, engine, tmp_path, weights="keep")
     with Session(engine) as session:
         before = {row.weights_digest: row.delta for row in session.scalars(select(FingerprintRow))}
@@ -147,7 +147,7 @@ def test_the_number_of_workers_changes_no_vector(tmp_path: Path, workers: int) -
     for number in range(5):
         put(tmp_path / "hub", f"o/a{number}", lora_tensors(seed=number, layers=2))
     result = []
-    with LocalHub(tmp_path / "hub") as hub:
+    with FaultHub(tmp_path / "hub") as hub:
         for place in ("one", "two"):
             engine = make_engine(f"sqlite:///{tmp_path / place}.db")
             upgrade(engine)
@@ -160,7 +160,7 @@ def test_the_number_of_workers_changes_no_vector(tmp_path: Path, workers: int) -
     assert result[0] == result[1]
 
 
-def downloads(hub: LocalHub) -> list[str]:
+def downloads(hub: FaultHub) -> list[str]:
     """The repositories whose weights were fetched whole."""
     complete = [r for r in hub.log if r.path.endswith(".safetensors") and "range" not in r.headers]
     return sorted({"/".join(r.path.split("/")[1:3]) for r in complete})
@@ -172,7 +172,7 @@ def test_a_catalog_made_before_keeps_every_fingerprint_and_what_was_refused_is_r
     """Until revision 0003 adapters that the rules refuse were not measured."""
     put(tmp_path / "hub", "ann/one", lora_tensors(seed=1))
     put(tmp_path / "hub", "bob/dora", lora_tensors(seed=2), use_dora=True)
-    with LocalHub(tmp_path / "hub") as hub:
+    with FaultHub(tmp_path / "hub") as hub:
         crawl(hub.url, engine, tmp_path, weights="stream")
         with Session(engine) as session, session.begin():
             refused = session.scalars(
@@ -210,7 +210,7 @@ def test_files_of_refused_adapters_are_read_and_not_kept(tmp_path: Path, engine:
     put(tmp_path / "hub", "bob/dora", lora_tensors(seed=2), use_dora=True)
     put(tmp_path / "hub", "cat/other", lora_tensors(seed=3), peft_type="LOHA")
     blobs = BlobStore(tmp_path / "blobs")
-    with LocalHub(tmp_path / "hub") as hub:
+    with FaultHub(tmp_path / "hub") as hub:
         crawl(hub.url, engine, tmp_path, weights="keep")
         assert downloads(hub) == ["ann/one", "bob/dora"]
         with Session(engine) as session:

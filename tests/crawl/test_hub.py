@@ -19,7 +19,7 @@ from crawler.hub.budget import WaitCancelledError
 from tests.client import NAME, commit_of
 from tests.fakes import VirtualClock
 from tests.hubs import make_repo
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.localhub.faults import (
     Callback,
     EditJson,
@@ -49,7 +49,7 @@ def everything(hub: Hub) -> list[object]:
 def test_case_01_three_pages_in_order(root: Path) -> None:
     for number in range(6):
         make_repo(root, f"someone/more-{number}", hub={"createdAt": f"2024-01-0{number + 1}T00:00:00.000Z"})
-    with LocalHub(root) as server, Hub(HubSettings(server.url, page_limit=3)) as hub:
+    with FaultHub(root) as server, Hub(HubSettings(server.url, page_limit=3)) as hub:
         rows = everything(hub)
         names = [row["id"] for row in rows if isinstance(row, dict)]
         assert len(names) == len(set(names)) == 7
@@ -75,15 +75,15 @@ def test_a_listing_asks_for_what_rows_need(hub: Hub) -> None:
         pytest.param("http://127.0.0.1:1/api/models?cursor=abc", "another host", id="case-03-other-port"),
     ],
 )
-def test_a_bad_next_page_is_refused(server: LocalHub, hub: Hub, link: str, words: str) -> None:
+def test_a_bad_next_page_is_refused(server: FaultHub, hub: Hub, link: str, words: str) -> None:
     server.faults.append(Fault("/api/models", NextLink(link)))
     with pytest.raises(HubPayloadError, match=words):
         everything(hub)
     assert len(server.log) == 1
 
 
-def test_case_03_a_next_page_elsewhere_never_gets_the_token(server: LocalHub, hub: Hub, root: Path) -> None:
-    with LocalHub(root) as other:
+def test_case_03_a_next_page_elsewhere_never_gets_the_token(server: FaultHub, hub: Hub, root: Path) -> None:
+    with FaultHub(root) as other:
         server.faults.append(Fault("/api/models", NextLink(f"{other.url}/api/models?cursor=abc")))
         with pytest.raises(HubPayloadError, match="another host"):
             everything(hub)
@@ -92,7 +92,7 @@ def test_case_03_a_next_page_elsewhere_never_gets_the_token(server: LocalHub, hu
         assert other.log == []
 
 
-def test_a_next_page_of_another_kind_is_refused(server: LocalHub, hub: Hub) -> None:
+def test_a_next_page_of_another_kind_is_refused(server: FaultHub, hub: Hub) -> None:
     server.faults.append(Fault("/api/models", NextLink(f"{server.url}/api/whoami-v2?cursor=abc")))
     with pytest.raises(HubPayloadError, match="another listing"):
         everything(hub)
@@ -119,28 +119,28 @@ def nested(depth: int) -> bytes:
         pytest.param(Status(304), id="case-06-not-modified"),
     ],
 )
-def test_garbage_is_named_and_not_asked_for_again(server: LocalHub, hub: Hub, fault: Status) -> None:
+def test_garbage_is_named_and_not_asked_for_again(server: FaultHub, hub: Hub, fault: Status) -> None:
     server.faults.append(Fault("/api/models", fault))
     with pytest.raises(HubPayloadError):
         everything(hub)
     assert len(server.log) == 1
 
 
-def test_case_05_rows_are_handed_on_as_they_are(server: LocalHub, hub: Hub) -> None:
+def test_case_05_rows_are_handed_on_as_they_are(server: FaultHub, hub: Hub) -> None:
     rows = [None, 7, {"id": None}, {"id": NAME}]
     server.faults.append(Fault("/api/models", Json(rows)))
     assert hub.page(hub.listing_url([], sort="createdAt")).rows == tuple(rows)
 
 
 @pytest.mark.parametrize("status", [400, 410], ids=lambda status: f"case-13-cursor-expired-{status}")
-def test_an_expired_cursor_is_its_own_error(server: LocalHub, hub: Hub, status: int) -> None:
+def test_an_expired_cursor_is_its_own_error(server: FaultHub, hub: Hub, status: int) -> None:
     server.faults.append(Fault("cursor=", Status(status, body=b'{"error":"Invalid cursor"}')))
     with pytest.raises(CursorExpiredError):
         hub.page(f"{server.url}/api/models?cursor=abc")
     assert len(server.log) == 1
 
 
-def test_case_13_a_400_without_cursor_is_a_refusal(server: LocalHub, hub: Hub) -> None:
+def test_case_13_a_400_without_cursor_is_a_refusal(server: FaultHub, hub: Hub) -> None:
     server.faults.append(Fault("/api/models", Status(400)))
     with pytest.raises(HubAccessError) as caught:
         everything(hub)
@@ -181,7 +181,7 @@ def test_case_13_a_400_without_cursor_is_a_refusal(server: LocalHub, hub: Hub) -
     ],
 )
 def test_a_busy_hub_is_asked_again(
-    server: LocalHub, hub: Hub, clock: VirtualClock, fault: Fault, sleeps: list[float]
+    server: FaultHub, hub: Hub, clock: VirtualClock, fault: Fault, sleeps: list[float]
 ) -> None:
     server.faults.append(fault)
     assert len(everything(hub)) == 1
@@ -191,7 +191,7 @@ def test_a_busy_hub_is_asked_again(
     assert hub.usage.api == len(server.log) == len(sleeps) + 1
 
 
-def test_case_11_503_forever_is_given_up(server: LocalHub, hub: Hub, clock: VirtualClock) -> None:
+def test_case_11_503_forever_is_given_up(server: FaultHub, hub: Hub, clock: VirtualClock) -> None:
     server.faults.append(Fault("", Status(503)))
     with pytest.raises(HubBusyError) as caught:
         everything(hub)
@@ -202,7 +202,7 @@ def test_case_11_503_forever_is_given_up(server: LocalHub, hub: Hub, clock: Virt
 
 @pytest.mark.parametrize("headers", [{"Retry-After": "86400"}, {"RateLimit": '"api";r=0;t=86400'}])
 def test_a_wait_that_is_too_long_is_given_up_at_once(
-    server: LocalHub, hub: Hub, clock: VirtualClock, headers: dict[str, str]
+    server: FaultHub, hub: Hub, clock: VirtualClock, headers: dict[str, str]
 ) -> None:
     server.faults.append(Fault("", Status(429, headers)))
     with pytest.raises(HubBusyError) as caught:
@@ -218,7 +218,7 @@ def test_nobody_there(clock: VirtualClock) -> None:
     assert len(clock.sleeps) == 5
 
 
-def test_case_93_a_stopped_hub_sends_nothing(server: LocalHub) -> None:
+def test_case_93_a_stopped_hub_sends_nothing(server: FaultHub) -> None:
     stop = threading.Event()
     with Hub(HubSettings(server.url), stop=stop) as hub:
         stop.set()
@@ -227,7 +227,7 @@ def test_case_93_a_stopped_hub_sends_nothing(server: LocalHub) -> None:
     assert server.log == []
 
 
-def test_case_93_a_wait_for_a_busy_hub_is_cut_short(server: LocalHub) -> None:
+def test_case_93_a_wait_for_a_busy_hub_is_cut_short(server: FaultHub) -> None:
     stop = threading.Event()
     server.faults += [
         Fault("", Callback(lambda _: stop.set())),
@@ -243,7 +243,7 @@ def test_case_93_a_wait_for_a_busy_hub_is_cut_short(server: LocalHub) -> None:
 
 def test_case_31_a_tree_of_several_pages(root: Path) -> None:
     make_repo(root, "someone/large", {f"part-{number:04}.txt": str(number) for number in range(1205)})
-    with LocalHub(root) as server, Hub(HubSettings(server.url)) as hub:
+    with FaultHub(root) as server, Hub(HubSettings(server.url)) as hub:
         tree = hub.tree("someone/large", str(hub.repository("someone/large")["sha"]))
         assert len(tree.files) == 1205
         assert tree.problems == ()
@@ -252,13 +252,13 @@ def test_case_31_a_tree_of_several_pages(root: Path) -> None:
 
 def test_case_31_a_tree_is_read_up_to_a_limit(root: Path) -> None:
     make_repo(root, "someone/large", {f"part-{number:04}.txt": str(number) for number in range(2100)})
-    with LocalHub(root) as server, Hub(HubSettings(server.url, tree_pages=2)) as hub:
+    with FaultHub(root) as server, Hub(HubSettings(server.url, tree_pages=2)) as hub:
         tree = hub.tree("someone/large", str(hub.repository("someone/large")["sha"]))
         assert len(tree.files) == 2000
         assert tree.problems == ("the file list goes on after 2 pages; the rest is left out",)
 
 
-def test_case_02_tree_pages_in_a_circle_end(hub: Hub, server: LocalHub) -> None:
+def test_case_02_tree_pages_in_a_circle_end(hub: Hub, server: FaultHub) -> None:
     commit = commit_of(hub)
     start = f"{server.url}/api/models/{NAME}/tree/{commit}?recursive=true&expand=false"
     server.faults += [
@@ -278,7 +278,7 @@ def test_case_02_tree_pages_in_a_circle_end(hub: Hub, server: LocalHub) -> None:
         pytest.param({"oid": None}, id="case-32-no-oid"),
     ],
 )
-def test_one_bad_entry_does_not_cost_the_tree(hub: Hub, server: LocalHub, change: dict[str, object]) -> None:
+def test_one_bad_entry_does_not_cost_the_tree(hub: Hub, server: FaultHub, change: dict[str, object]) -> None:
     commit = commit_of(hub)
     server.faults.append(Fault("/tree/", EditJson(lambda rows: rows[0].update(change))))
     tree = hub.tree(NAME, commit)

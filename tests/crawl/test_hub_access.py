@@ -23,7 +23,7 @@ from crawler.hub import Hub, HubSettings, RemoteFile
 from crawler.hub.refusal import FOREIGN, translate
 from tests.client import NAME, TOKEN, file_of
 from tests.hubs import make_repo
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.localhub.faults import (
     Fault,
     Json,
@@ -82,7 +82,7 @@ def nested(depth: int) -> bytes:
         pytest.param(Status(404, error_code="x" * 5000), "private_or_missing", id="case-22-long-code"),
     ],
 )
-def test_a_refusal_has_a_status_and_is_final(server: LocalHub, hub: Hub, answer: Status, status: str) -> None:
+def test_a_refusal_has_a_status_and_is_final(server: FaultHub, hub: Hub, answer: Status, status: str) -> None:
     commit, file = file_of(hub)
     server.faults.append(Fault("", answer))
     for ask in (lambda: hub.repository(NAME), lambda: hub.small_file(NAME, commit, file)):
@@ -106,7 +106,7 @@ def test_a_refusal_has_a_status_and_is_final(server: LocalHub, hub: Hub, answer:
 def test_files_of_a_closed_repository(tmp_path: Path, facts: dict[str, object], status: str) -> None:
     make_repo(tmp_path, "a/open")
     make_repo(tmp_path, "a/closed", hub=facts)
-    with LocalHub(tmp_path) as server, Hub(HubSettings(server.url)) as hub:
+    with FaultHub(tmp_path) as server, Hub(HubSettings(server.url)) as hub:
         file = hub.tree("a/open", "main").files[0]
         with pytest.raises(HubAccessError) as caught:
             hub.small_file("a/closed", "main", file)
@@ -119,7 +119,7 @@ def test_case_22_a_missing_repository(hub: Hub) -> None:
     assert caught.value.status == "private_or_missing"
 
 
-def test_case_23_a_renamed_repository_keeps_its_identity(hub: Hub, server: LocalHub) -> None:
+def test_case_23_a_renamed_repository_keeps_its_identity(hub: Hub, server: FaultHub) -> None:
     row = hub.repository("someone/old")
     assert (row["id"], row["_id"]) == (NAME, "0123456789abcdef01234567")
     assert (hub.usage.api, hub.usage.redirects) == (1, 1)
@@ -133,7 +133,7 @@ def test_case_25_a_commit_that_is_gone(hub: Hub) -> None:
 
 
 def test_case_26_a_commit_is_read_to_the_end_though_main_moves_on(
-    hub: Hub, server: LocalHub, root: Path
+    hub: Hub, server: FaultHub, root: Path
 ) -> None:
     commit, file = file_of(hub)
     server.faults.append(Fault("/resolve/", SetHeader("X-Repo-Commit", "e" * 40)))
@@ -147,14 +147,14 @@ def test_case_26_a_commit_is_read_to_the_end_though_main_moves_on(
     assert hub.small_file(NAME, "main", file)
 
 
-def test_case_28_a_repository_that_is_a_list(server: LocalHub, hub: Hub) -> None:
+def test_case_28_a_repository_that_is_a_list(server: FaultHub, hub: Hub) -> None:
     server.faults.append(Fault("/api/models/", Json([])))
     with pytest.raises(HubPayloadError):
         hub.repository(NAME)
 
 
 @pytest.mark.parametrize("name", ["../api/whoami-v2", "a/b/c", "a/..", "", "a?b", "a/b#c"])
-def test_a_name_is_never_more_than_a_name(hub: Hub, server: LocalHub, name: str) -> None:
+def test_a_name_is_never_more_than_a_name(hub: Hub, server: FaultHub, name: str) -> None:
     file = RemoteFile("README.md", 5, "1" * 40, None)
     asks: list[Callable[[], object]] = [
         lambda: hub.repository(name),
@@ -168,7 +168,7 @@ def test_a_name_is_never_more_than_a_name(hub: Hub, server: LocalHub, name: str)
     assert server.log == []
 
 
-def test_case_29_a_path_is_never_more_than_a_path(hub: Hub, server: LocalHub) -> None:
+def test_case_29_a_path_is_never_more_than_a_path(hub: Hub, server: FaultHub) -> None:
     for path in ("../../x", "/x", "a//b", ""):
         with pytest.raises(UsageError):
             hub.small_file(NAME, "main", RemoteFile(path, 5, "1" * 40, None))
@@ -204,7 +204,7 @@ def test_a_token_that_is_none() -> None:
     assert TOKEN not in str(caught.value)
 
 
-def test_offline_is_one_clear_sentence(hub: Hub, server: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_is_one_clear_sentence(hub: Hub, server: FaultHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubUnreachableError, match="HF_HUB_OFFLINE is set"):
         hub.repository(NAME)

@@ -18,7 +18,7 @@ from crawler.hub import Hub, HubSettings, Page, wire
 from crawler.hub.budget import WaitCancelledError
 from tests.fakes import RawServer, VirtualClock
 from tests.hubs import make_repo
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.localhub.faults import Callback, Drip, Extend, Fault, Gzip, Hang, HangBody, Json, Status
 
 NAME = "someone/adapter"
@@ -26,9 +26,9 @@ MEBIBYTE = 1 << 20
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[LocalHub]:
+def server(tmp_path: Path) -> Iterator[FaultHub]:
     make_repo(tmp_path, NAME)
-    with LocalHub(tmp_path) as running:
+    with FaultHub(tmp_path) as running:
         yield running
 
 
@@ -52,13 +52,13 @@ def first_page(url: str, *, timeout: float = 10.0, deadline: float = 10.0, attem
         pytest.param(Drip(1, 0.02), 10.0, 0.3, id="case-20-slow-drip"),
     ],
 )
-def test_a_slow_hub_is_left_in_time(server: LocalHub, fault: Hang, timeout: float, deadline: float) -> None:
+def test_a_slow_hub_is_left_in_time(server: FaultHub, fault: Hang, timeout: float, deadline: float) -> None:
     server.faults.append(Fault("", fault))
     with pytest.raises(HubUnreachableError, match="in time"):
         first_page(server.url, timeout=timeout, deadline=deadline)
 
 
-def test_case_19_a_slow_hub_is_asked_again(server: LocalHub) -> None:
+def test_case_19_a_slow_hub_is_asked_again(server: FaultHub) -> None:
     server.faults.append(Fault("", Hang(), times=2))
     assert len(first_page(server.url, deadline=1.5, attempts=3).rows) == 1
 
@@ -115,7 +115,7 @@ def test_raw_garbage_is_a_broken_way(garbage: bytes) -> None:
         assert len(raw.heads) == 2
 
 
-def test_case_93_a_long_answer_is_cut_off_when_the_crawl_stops(server: LocalHub) -> None:
+def test_case_93_a_long_answer_is_cut_off_when_the_crawl_stops(server: FaultHub) -> None:
     stop = threading.Event()
     server.faults += [Fault("", Callback(lambda _: stop.set())), Fault("", Drip(1, 0.01))]
     with Hub(HubSettings(server.url), stop=stop) as hub, pytest.raises(WaitCancelledError):
@@ -133,7 +133,7 @@ def test_case_93_a_long_answer_is_cut_off_when_the_crawl_stops(server: LocalHub)
         pytest.param(Extend(b" " * (2 * MEBIBYTE), declared=True), id="case-18-more-with-a-length"),
     ],
 )
-def test_a_body_that_is_too_large_is_dropped(server: LocalHub, fault: Gzip) -> None:
+def test_a_body_that_is_too_large_is_dropped(server: FaultHub, fault: Gzip) -> None:
     server.faults.append(Fault("/api/models", fault))
     with Hub(HubSettings(server.url, list_body=MEBIBYTE)) as hub:
         with pytest.raises(HubPayloadError, match="more than"):
@@ -141,7 +141,7 @@ def test_a_body_that_is_too_large_is_dropped(server: LocalHub, fault: Gzip) -> N
         assert hub.usage.bytes < 2 * MEBIBYTE
 
 
-def test_gzip_is_understood(server: LocalHub) -> None:
+def test_gzip_is_understood(server: FaultHub) -> None:
     server.faults.append(Fault("/api/models", Gzip(0, prefix=b"[1, ", suffix=b"2]")))
     assert first_page(server.url).rows == (1, 2)
 
@@ -156,7 +156,7 @@ def test_gzip_is_understood(server: LocalHub) -> None:
         pytest.param("deflate", zlib.compress(b"[]"), id="deflate"),
     ],
 )
-def test_an_encoding_nobody_asked_for_is_refused(server: LocalHub, encoding: str, body: bytes) -> None:
+def test_an_encoding_nobody_asked_for_is_refused(server: FaultHub, encoding: str, body: bytes) -> None:
     server.faults.append(Fault("", Status(200, {"Content-Encoding": encoding}, body)))
     with pytest.raises(HubPayloadError):
         first_page(server.url)
@@ -324,6 +324,6 @@ def test_a_url_is_shown_without_its_secrets() -> None:
     assert wire.without_query("https://u:p@hub.example/a/b?token=x#y") == "https://hub.example/a/b"
 
 
-def test_a_row_of_any_json_is_handed_on(server: LocalHub) -> None:
+def test_a_row_of_any_json_is_handed_on(server: FaultHub) -> None:
     server.faults.append(Fault("", Json([{"a": "\ud800\x00"}])))
     assert first_page(server.url).rows == ({"a": "\ud800\x00"},)

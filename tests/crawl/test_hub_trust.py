@@ -23,7 +23,7 @@ from crawler.hub.exchange import Ask, Exchange
 from crawler.hub.wire import SocketDeadlines
 from tests.client import NAME, TOKEN, file_of
 from tests.fakes import RawServer, VirtualClock
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.localhub.faults import (
     Callback,
     Fault,
@@ -41,9 +41,9 @@ from tests.localhub.faults import (
 
 @pytest.mark.parametrize("kind", [301, 302, 303, 307, 308])
 def test_case_44_an_api_answer_never_comes_from_elsewhere(
-    root: Path, hub: Hub, server: LocalHub, kind: int
+    root: Path, hub: Hub, server: FaultHub, kind: int
 ) -> None:
-    with LocalHub(root) as other:
+    with FaultHub(root) as other:
         server.faults.append(Fault("/api/models/", RedirectTo(f"{other.url}/api/models/{NAME}", kind)))
         with pytest.raises(HubPayloadError, match="own host"):
             hub.repository(NAME)
@@ -58,14 +58,14 @@ def test_case_44_an_api_answer_never_comes_from_elsewhere(
         pytest.param("", "circle", id="case-45-nowhere"),
     ],
 )
-def test_a_redirect_to_no_place_is_refused(hub: Hub, server: LocalHub, target: str, words: str) -> None:
+def test_a_redirect_to_no_place_is_refused(hub: Hub, server: FaultHub, target: str, words: str) -> None:
     commit, file = file_of(hub)
     server.faults.append(Fault("/resolve/", RedirectTo(target)))
     with pytest.raises(HubPayloadError, match=words):
         hub.small_file(NAME, commit, file)
 
 
-def test_case_44_a_redirect_that_is_no_url_is_refused(hub: Hub, server: LocalHub) -> None:
+def test_case_44_a_redirect_that_is_no_url_is_refused(hub: Hub, server: FaultHub) -> None:
     # The older of the two HTTP libraries takes it for a broken connection.
     commit, file = file_of(hub)
     server.faults.append(Fault("/resolve/", RedirectTo("http://[::1/")))
@@ -94,7 +94,7 @@ def test_case_44_a_redirect_never_leaves_encryption(endpoint: str, target: str, 
 
 
 @pytest.mark.parametrize("where", ["/api/models/", "/resolve/"])
-def test_case_45_a_redirect_loop_ends(hub: Hub, server: LocalHub, where: str) -> None:
+def test_case_45_a_redirect_loop_ends(hub: Hub, server: FaultHub, where: str) -> None:
     commit, file = file_of(hub)
     server.clear()
     server.faults.append(Fault(where, RedirectLoop()))
@@ -103,7 +103,7 @@ def test_case_45_a_redirect_loop_ends(hub: Hub, server: LocalHub, where: str) ->
     assert len(server.log) == 1
 
 
-def test_case_45_a_long_chain_ends(hub: Hub, server: LocalHub) -> None:
+def test_case_45_a_long_chain_ends(hub: Hub, server: FaultHub) -> None:
     server.faults += [
         Fault(f"/hop{number}$", RedirectTo(f"{server.url}/api/models/a/hop{number + 1}"))
         for number in range(20)
@@ -114,14 +114,14 @@ def test_case_45_a_long_chain_ends(hub: Hub, server: LocalHub) -> None:
     assert len(server.log) == 6
 
 
-def test_case_89_the_hub_knows_who_asks(hub: Hub, server: LocalHub) -> None:
+def test_case_89_the_hub_knows_who_asks(hub: Hub, server: FaultHub) -> None:
     hub.repository(NAME)
     agent = server.log[0].headers["user-agent"]
     assert agent.startswith("loradex/")
     assert "https://github.com/loradex/loradex" in agent
 
 
-def test_case_91_nothing_but_the_hub_is_asked(hub: Hub, server: LocalHub, tmp_path: Path) -> None:
+def test_case_91_nothing_but_the_hub_is_asked(hub: Hub, server: FaultHub, tmp_path: Path) -> None:
     commit, file = file_of(hub, "adapter_model.safetensors")
     hub.download(NAME, commit, file, BlobStore(tmp_path / "blobs"))
     assert [requests.path for requests in server.log] == [
@@ -131,7 +131,7 @@ def test_case_91_nothing_but_the_hub_is_asked(hub: Hub, server: LocalHub, tmp_pa
     ]
 
 
-def test_cookies_are_not_kept(hub: Hub, server: LocalHub) -> None:
+def test_cookies_are_not_kept(hub: Hub, server: FaultHub) -> None:
     server.faults.append(Fault("", SetHeader("Set-Cookie", "session=1; Path=/")))
     hub.repository(NAME)
     hub.repository(NAME)
@@ -139,7 +139,7 @@ def test_cookies_are_not_kept(hub: Hub, server: LocalHub) -> None:
 
 
 def test_case_94_the_token_is_nowhere_but_in_requests(
-    hub: Hub, server: LocalHub, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    hub: Hub, server: FaultHub, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     output = [repr(hub.settings), str(hub.settings), repr(vars(hub))]
@@ -195,9 +195,9 @@ def test_case_94_a_plain_http_hub_elsewhere_gets_no_token(monkeypatch: pytest.Mo
 
 
 def test_case_94_a_hub_on_this_machine_is_reached_without_a_proxy(
-    server: LocalHub, root: Path, monkeypatch: pytest.MonkeyPatch
+    server: FaultHub, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with LocalHub(root) as proxy:
+    with FaultHub(root) as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         with Hub(HubSettings(server.url, token=TOKEN)) as hub:
             hub.repository(NAME)
@@ -222,7 +222,7 @@ def test_every_error_of_httpcore_is_one_of_httpx() -> None:
     assert all(issubclass(getattr(httpx, error.__name__), httpx.TransportError) for error in known)
 
 
-def test_case_88_no_more_than_so_many_requests_at_once(server: LocalHub) -> None:
+def test_case_88_no_more_than_so_many_requests_at_once(server: FaultHub) -> None:
     together = threading.Barrier(2)
     lock = threading.Lock()
     inside, most = 0, 0

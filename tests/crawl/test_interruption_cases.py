@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from catalog.database.schema import CrawlItem, CrawlPage
 from tests.crawl_process import crawl_and_die_in_a_page, crawl_pages
 from tests.crawling import crawl, dump, items
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.localhub.faults import Callback, Fault, SeenRequest
 from tests.neighbours import GOOD, LISTING, neighbours, sqlite_catalog, verdicts
 from tests.processes import send_signal, start_process, wait_for
@@ -33,15 +33,15 @@ def backend() -> str:
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[LocalHub]:
+def hub(tmp_path: Path) -> Iterator[FaultHub]:
     """A Hub of the good repositories, one to a page."""
     (tmp_path / "hub").mkdir()
     neighbours(tmp_path / "hub")
-    with LocalHub(tmp_path / "hub") as running:
+    with FaultHub(tmp_path / "hub") as running:
         yield running
 
 
-def stop_crawl(hub: LocalHub, data: Path, match: str, turn: int, how: signal.Signals) -> int | None:
+def stop_crawl(hub: FaultHub, data: Path, match: str, turn: int, how: signal.Signals) -> int | None:
     """Sends a signal to a crawl when it asks for this for the `turn`th time; gives how it ended."""
     requests = 0
     child: list[BaseProcess] = []
@@ -60,7 +60,7 @@ def stop_crawl(hub: LocalHub, data: Path, match: str, turn: int, how: signal.Sig
 
 
 def test_case_12_killed_at_page_boundaries_inside_pages_and_between_files(
-    hub: LocalHub, engine: Engine, request: pytest.FixtureRequest, tmp_path: Path
+    hub: FaultHub, engine: Engine, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     def pages() -> int:
         with Session(engine) as session:
@@ -86,7 +86,7 @@ def test_case_12_killed_at_page_boundaries_inside_pages_and_between_files(
 
 
 def test_case_93_an_interrupt_ends_the_process_and_the_next_crawl_goes_on(
-    hub: LocalHub, engine: Engine, tmp_path: Path
+    hub: FaultHub, engine: Engine, tmp_path: Path
 ) -> None:
     assert stop_crawl(hub, tmp_path, FILE, 4, signal.SIGINT) != 0
     requests = {request.path for request in hub.log if request.path.endswith("config.json")}

@@ -21,7 +21,7 @@ from crawler.crawl.pages import Walk, walk
 from crawler.hub import Hub
 from tests.crawling import NOW, crawl, dump, hub_settings, silent
 from tests.fakes import VirtualClock
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.localhub.faults import (
     Callback,
     Drip,
@@ -72,9 +72,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def hub(root: Path) -> Iterator[LocalHub]:
+def hub(root: Path) -> Iterator[FaultHub]:
     """The Hub, without faults yet."""
-    with LocalHub(root) as running:
+    with FaultHub(root) as running:
         yield running
 
 
@@ -84,7 +84,7 @@ def undisturbed(
 ) -> dict[str, list[str]]:
     """The rows of a catalog after a crawl that nothing went wrong with."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    with LocalHub(root) as running, sqlite_catalog(request, folder) as engine:
+    with FaultHub(root) as running, sqlite_catalog(request, folder) as engine:
         crawl(running.url, engine, folder)
         return dump(engine)
 
@@ -111,7 +111,7 @@ BROKEN = [
 def test_a_listing_that_breaks_off_is_partial_and_the_next_crawl_completes_it(
     fault: Any,
     error: str,
-    hub: LocalHub,
+    hub: FaultHub,
     engine: Engine,
     tmp_path: Path,
     undisturbed: dict[str, list[str]],
@@ -131,7 +131,7 @@ def test_a_listing_that_breaks_off_is_partial_and_the_next_crawl_completes_it(
 
 
 @pytest.mark.parametrize("back", [1, 2], ids=["case-02-back-to-the-page-before", "case-02-back-to-the-first"])
-def test_a_listing_in_a_circle_ends(back: int, hub: LocalHub, engine: Engine, tmp_path: Path) -> None:
+def test_a_listing_in_a_circle_ends(back: int, hub: FaultHub, engine: Engine, tmp_path: Path) -> None:
     with Hub(hub_settings(hub.url, page_limit=1)) as client:
         pages = [client.listing_url(("peft",), sort="createdAt")]
         while (url := client.page(pages[-1]).next_url) is not None:
@@ -146,9 +146,9 @@ def test_a_listing_in_a_circle_ends(back: int, hub: LocalHub, engine: Engine, tm
 
 
 def test_case_03_another_host_is_not_even_asked(
-    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
-    with LocalHub(root) as other:
+    with FaultHub(root) as other:
         hub.faults.append(Fault(SECOND, NextLink(f"{other.url}{{next_path}}")))
         crawl(hub.url, engine, tmp_path, hub=ONE_BY_ONE | {"token": "hf_secret"})
         assert other.log == []
@@ -166,7 +166,7 @@ WAITS = [
 
 @pytest.mark.parametrize(("fault", "times", "seconds"), WAITS)
 def test_a_busy_hub_is_waited_for_and_the_crawl_goes_on(
-    fault: Any, times: int, seconds: float, hub: LocalHub, engine: Engine, tmp_path: Path
+    fault: Any, times: int, seconds: float, hub: FaultHub, engine: Engine, tmp_path: Path
 ) -> None:
     clock = VirtualClock()
     before = clock.now()
@@ -185,7 +185,7 @@ def test_case_13_an_expired_cursor_of_an_incremental_crawl_starts_again_from_the
     for number in range(3):
         repo(root, f"o/r{number}", lastModified=f"2026-01-0{number + 2}T00:00:00.000Z")
     repo(root, "o/old", lastModified="2020-01-01T00:00:00.000Z")
-    with LocalHub(root) as hub:
+    with FaultHub(root) as hub:
         assert crawl(hub.url, engine, tmp_path, hub=ONE_BY_ONE)["status"] == "complete"
         for number in range(3):
             repo(
@@ -213,7 +213,7 @@ def test_a_repository_deleted_between_pages_costs_itself_only(
     root = tmp_path / "hub"
     root.mkdir()
     neighbours(root)
-    with LocalHub(root) as hub:
+    with FaultHub(root) as hub:
         with Hub(hub_settings(hub.url)) as client:
             rows = client.page(client.listing_url(("peft",), sort="createdAt")).rows
         names = [item["id"] for item in rows if isinstance(item, dict)]
@@ -262,7 +262,7 @@ def spoilt(
     neighbours(root)
     for case, facts in SPOILT.items():
         repo(root, f"o/{case}", **facts)
-    with LocalHub(root) as hub, sqlite_catalog(request, folder) as engine:
+    with FaultHub(root) as hub, sqlite_catalog(request, folder) as engine:
         yield engine, crawl(hub.url, engine, folder, hub={"page_limit": 2})
 
 
@@ -275,7 +275,7 @@ def spoilt(
     ],
 )
 def test_a_bomb_takes_no_memory(
-    match: str, outcome: str, hub: LocalHub, engine: Engine, tmp_path: Path
+    match: str, outcome: str, hub: FaultHub, engine: Engine, tmp_path: Path
 ) -> None:
     hub.faults.append(Fault(match, Gzip(48)))
     caps = {"list_body": 1 << 20, "tree_body": 1 << 20, "attempts": 1}
@@ -303,7 +303,7 @@ class Pages:
 
 @pytest.mark.slow
 def test_case_21_memory_does_not_grow_with_the_number_of_pages(
-    hub: LocalHub, request: pytest.FixtureRequest, tmp_path: Path
+    hub: FaultHub, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     peaks: list[int] = []
     for pages in (5, 5, 30):  # the first walk fills caches
@@ -324,7 +324,7 @@ def test_case_21_memory_does_not_grow_with_the_number_of_pages(
 
 
 def test_the_work_for_a_page_does_not_grow_with_the_number_of_pages(
-    hub: LocalHub, request: pytest.FixtureRequest, tmp_path: Path
+    hub: FaultHub, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """As SQLite's virtual machine counts it in steps: what was listed is not counted again with each page."""
     steps, after_page = [0], list[int]()

@@ -32,7 +32,7 @@ from catalog.errors import UsageError
 from crawler.localhub import LocalServer, create_app, serve
 from crawler.localhub.folder import Digest, HubFile, HubFolder
 from tests.hubs import BASE, make_repo
-from tests.localhub import Limits, LocalHub
+from tests.localhub import FaultHub, Limits
 
 
 @pytest.fixture
@@ -46,17 +46,17 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def hub(root: Path) -> Iterator[LocalHub]:
-    with LocalHub(root) as running:
+def hub(root: Path) -> Iterator[FaultHub]:
+    with FaultHub(root) as running:
         yield running
 
 
 @pytest.fixture
-def api(hub: LocalHub) -> HfApi:
+def api(hub: FaultHub) -> HfApi:
     return HfApi(endpoint=hub.url, token=False)
 
 
-class Answer:
+class RawAnswer:
     """One answer, read without any client in between."""
 
     def __init__(
@@ -77,7 +77,7 @@ class Answer:
         return json.loads(self.body)
 
 
-def download(hub: LocalHub, cache: Path, path: str, **more: Any) -> Path:
+def download(hub: FaultHub, cache: Path, path: str, **more: Any) -> Path:
     result = hf_hub_download("ann/lora", path, endpoint=hub.url, token=False, cache_dir=cache, **more)
     return Path(result)
 
@@ -86,7 +86,7 @@ def test_list_models_over_several_pages(tmp_path: Path) -> None:
     for number in range(2500):
         hub = {"_id": f"{number:024x}", "createdAt": f"2024-01-01T00:00:{number % 60:02}.000Z"}
         make_repo(tmp_path, f"ann/r{number}", {}, hub)
-    with LocalHub(tmp_path) as running:
+    with FaultHub(tmp_path) as running:
         result = list(
             HfApi(endpoint=running.url, token=False).list_models(sort="created_at", expand=["createdAt"])
         )
@@ -108,29 +108,29 @@ def test_list_models_filters_and_describes(api: HfApi) -> None:
     assert {sibling.rfilename for sibling in lora.siblings or []} >= {"adapter_config.json"}
 
 
-def test_list_rows_hold_only_what_was_expanded(hub: LocalHub) -> None:
-    rows = Answer(hub.url, "GET", "/api/models?expand=sha&expand[]=config&limit=1").json
+def test_list_rows_hold_only_what_was_expanded(hub: FaultHub) -> None:
+    rows = RawAnswer(hub.url, "GET", "/api/models?expand=sha&expand[]=config&limit=1").json
     assert set(rows[0]) == {"_id", "id", "modelId", "sha", "config"}
     assert rows[0]["config"] == {"peft": {"base_model_name_or_path": BASE, "task_type": "CAUSAL_LM"}}
 
 
-def test_next_link_is_absolute_and_keeps_the_query(hub: LocalHub) -> None:
-    answer = Answer(hub.url, "GET", "/api/models?filter=peft&filter=safetensors&limit=1&expand=sha")
+def test_next_link_is_absolute_and_keeps_the_query(hub: FaultHub) -> None:
+    answer = RawAnswer(hub.url, "GET", "/api/models?filter=peft&filter=safetensors&limit=1&expand=sha")
     link = answer.headers["Link"]
     assert link.startswith(f"<{hub.url}/api/models?filter=peft&filter=safetensors&limit=1&expand=sha&cursor=")
     assert link.endswith('>; rel="next"')
 
 
 def test_a_page_shows_what_changed_since_the_first(root: Path) -> None:
-    with LocalHub(root) as running:
-        first = Answer(running.url, "GET", "/api/models?limit=2")
+    with FaultHub(root) as running:
+        first = RawAnswer(running.url, "GET", "/api/models?limit=2")
         requests = {row["id"] for row in first.json}
         gone = next(name for name in ("lora", "gated", "disabled") if f"ann/{name}" not in requests)
         for file in (root / "ann" / gone).iterdir():
             file.unlink()
         (root / "ann" / gone).rmdir()
         second = urlsplit(first.headers["Link"].split(">")[0][1:])
-        assert Answer(running.url, "GET", f"{second.path}?{second.query}").json == []
+        assert RawAnswer(running.url, "GET", f"{second.path}?{second.query}").json == []
 
 
 @pytest.mark.parametrize(
@@ -138,8 +138,8 @@ def test_a_page_shows_what_changed_since_the_first(root: Path) -> None:
     ["cursor=x", "limit=0", "expand=secrets", "sort=name", "direction=0"],
     ids=lambda query: str(query),
 )
-def test_bad_queries_are_named(hub: LocalHub, query: str) -> None:
-    answer = Answer(hub.url, "GET", f"/api/models?{query}")
+def test_bad_queries_are_named(hub: FaultHub, query: str) -> None:
+    answer = RawAnswer(hub.url, "GET", f"/api/models?{query}")
     assert answer.status == 400
     assert answer.headers["X-Error-Message"]
 
@@ -163,36 +163,37 @@ def test_tree_paths_refs_and_commits(api: HfApi) -> None:
 
 
 @pytest.mark.parametrize("body", [b"[]", b'{"paths": 1}', b"{", b"\xff"])
-def test_a_bad_paths_body_is_refused(hub: LocalHub, body: bytes) -> None:
+def test_a_bad_paths_body_is_refused(hub: FaultHub, body: bytes) -> None:
     target = "/api/models/ann/lora/paths-info/main"
-    assert Answer(hub.url, "POST", target, body, Content_Type="application/json").status == 400
+    assert RawAnswer(hub.url, "POST", target, body, Content_Type="application/json").status == 400
 
 
-def test_a_long_paths_body_is_refused(hub: LocalHub) -> None:
+def test_a_long_paths_body_is_refused(hub: FaultHub) -> None:
     assert (
-        Answer(hub.url, "POST", "/api/models/ann/lora/paths-info/main", b"x" * (1 << 20) + b"x").status == 413
+        RawAnswer(hub.url, "POST", "/api/models/ann/lora/paths-info/main", b"x" * (1 << 20) + b"x").status
+        == 413
     )
 
 
 @pytest.mark.parametrize(("expand", "pages"), [(False, 2), (True, 25)])
 def test_a_large_tree_comes_in_pages(root: Path, expand: bool, pages: int) -> None:
     make_repo(root, "ann/large", {f"checkpoint-{number}/x.json": "{}" for number in range(601)})
-    with LocalHub(root) as running:
+    with FaultHub(root) as running:
         api = HfApi(endpoint=running.url, token=False)
         tree = [entry.path for entry in api.list_repo_tree("ann/large", recursive=True, expand=expand)]
         assert running.count("api") == pages
     assert len(tree) == len(set(tree)) == 1202
 
 
-def test_download_and_cache(hub: LocalHub, root: Path, tmp_path: Path) -> None:
+def test_download_and_cache(hub: FaultHub, root: Path, tmp_path: Path) -> None:
     for path in ("adapter_config.json", "adapter_model.safetensors"):
         assert download(hub, tmp_path, path).read_bytes() == (root / "ann/lora" / path).read_bytes()
     assert not any(
-        name.startswith("x-xet") for name in Answer(hub.url, "GET", "/api/models/ann/lora").headers
+        name.startswith("x-xet") for name in RawAnswer(hub.url, "GET", "/api/models/ann/lora").headers
     )
 
 
-def test_snapshot_by_branch_and_by_commit(hub: LocalHub, api: HfApi, root: Path, tmp_path: Path) -> None:
+def test_snapshot_by_branch_and_by_commit(hub: FaultHub, api: HfApi, root: Path, tmp_path: Path) -> None:
     main = Path(snapshot_download("ann/lora", endpoint=hub.url, token=False, cache_dir=tmp_path / "a"))
     sha = api.model_info("ann/lora").sha
     assert main.name == sha
@@ -207,7 +208,7 @@ def test_snapshot_by_branch_and_by_commit(hub: LocalHub, api: HfApi, root: Path,
     assert hub.count("resolver") == 6
 
 
-def test_checksums_are_those_the_client_computes(hub: LocalHub, api: HfApi, tmp_path: Path) -> None:
+def test_checksums_are_those_the_client_computes(hub: FaultHub, api: HfApi, tmp_path: Path) -> None:
     snapshot_download("ann/lora", endpoint=hub.url, token=False, cache_dir=tmp_path)
     verified = api.verify_repo_checksums("ann/lora", cache_dir=tmp_path)
     assert verified.checked_count == 3
@@ -215,13 +216,13 @@ def test_checksums_are_those_the_client_computes(hub: LocalHub, api: HfApi, tmp_
 
 
 def test_case_23_renamed_repositories_answer_under_the_old_name(
-    api: HfApi, hub: LocalHub, tmp_path: Path
+    api: HfApi, hub: FaultHub, tmp_path: Path
 ) -> None:
     assert api.model_info("ann/old").id == "ann/lora"
     assert [entry.path for entry in api.list_repo_tree("ann/old")]
     result = hf_hub_download("ann/old", "README.md", endpoint=hub.url, token=False, cache_dir=tmp_path)
     assert Path(result).read_text().startswith("---")
-    moved = Answer(hub.url, "GET", "/api/models/ann/old?expand=sha")
+    moved = RawAnswer(hub.url, "GET", "/api/models/ann/old?expand=sha")
     assert (moved.status, moved.headers["Location"]) == (307, "/api/models/ann/lora?expand=sha")
 
 
@@ -237,7 +238,7 @@ def test_case_23_renamed_repositories_answer_under_the_old_name(
     ],
 )
 def test_what_the_client_makes_of_refusals(
-    hub: LocalHub, tmp_path: Path, repo_id: str, path: str, revision: str | None, error: type[Exception]
+    hub: FaultHub, tmp_path: Path, repo_id: str, path: str, revision: str | None, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
         hf_hub_download(repo_id, path, revision=revision, endpoint=hub.url, token=False, cache_dir=tmp_path)
@@ -268,9 +269,9 @@ def test_gated_and_disabled_still_show_metadata(api: HfApi) -> None:
         ("/api/models/ann/lora/", 404, 404),
     ],
 )
-def test_statuses_of_refusals(hub: LocalHub, target: str, anonymous: int, with_token: int) -> None:
-    assert Answer(hub.url, "GET", target).status == anonymous
-    assert Answer(hub.url, "GET", target, Authorization="Bearer hf_x").status == with_token
+def test_statuses_of_refusals(hub: FaultHub, target: str, anonymous: int, with_token: int) -> None:
+    assert RawAnswer(hub.url, "GET", target).status == anonymous
+    assert RawAnswer(hub.url, "GET", target, Authorization="Bearer hf_x").status == with_token
 
 
 @pytest.mark.parametrize(
@@ -288,22 +289,22 @@ def test_statuses_of_refusals(hub: LocalHub, target: str, anonymous: int, with_t
         "README.md/",
     ],
 )
-def test_no_path_leads_out(hub: LocalHub, root: Path, path: str) -> None:
+def test_no_path_leads_out(hub: FaultHub, root: Path, path: str) -> None:
     (root.parent / "secret.txt").write_text("hush")
     make_repo(root, "ann/lora", {".git/config": "hush", "sub/x": "x"})
-    answer = Answer(hub.url, "GET", f"/ann/lora/resolve/main/{path}")
+    answer = RawAnswer(hub.url, "GET", f"/ann/lora/resolve/main/{path}")
     assert answer.status == 404
     assert b"hush" not in answer.body
 
 
 @pytest.mark.parametrize("repo_id", ["../hub", "..%2F..", ".git/x", "ann/..", "ann/.cache", "ann/%2e%2e"])
-def test_no_repository_leads_out(hub: LocalHub, repo_id: str) -> None:
-    assert Answer(hub.url, "GET", f"/api/models/{repo_id}").status in (401, 404)
+def test_no_repository_leads_out(hub: FaultHub, repo_id: str) -> None:
+    assert RawAnswer(hub.url, "GET", f"/api/models/{repo_id}").status in (401, 404)
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "POST"])
-def test_nothing_can_be_written(hub: LocalHub, method: str) -> None:
-    assert Answer(hub.url, method, "/ann/lora/resolve/main/README.md", b"x").status == 405
+def test_nothing_can_be_written(hub: FaultHub, method: str) -> None:
+    assert RawAnswer(hub.url, method, "/ann/lora/resolve/main/README.md", b"x").status == 405
 
 
 WEIGHTS = "/ann/lora/resolve/main/adapter_model.safetensors"
@@ -320,40 +321,40 @@ WEIGHTS = "/ann/lora/resolve/main/adapter_model.safetensors"
     ],
 )
 def test_ranges(
-    hub: LocalHub, root: Path, asked: str, status: int, part: slice, content_range: str | None
+    hub: FaultHub, root: Path, asked: str, status: int, part: slice, content_range: str | None
 ) -> None:
     content = (root / "ann/lora/adapter_model.safetensors").read_bytes()
-    answer = Answer(hub.url, "GET", WEIGHTS, Range=asked)
+    answer = RawAnswer(hub.url, "GET", WEIGHTS, Range=asked)
     assert (answer.status, answer.body) == (status, content[part])
     if content_range is not None:
         expected = content_range.format(size=len(content), last=len(content) - 1)
         assert answer.headers["Content-Range"] == expected
 
 
-def test_headers_of_files(hub: LocalHub, api: HfApi) -> None:
+def test_headers_of_files(hub: FaultHub, api: HfApi) -> None:
     files = {file.rfilename: file for file in api.model_info("ann/lora", files_metadata=True).siblings or []}
     sha = api.model_info("ann/lora").sha
     lfs, small = files["adapter_model.safetensors"], files["README.md"]
     assert lfs.lfs is not None
-    head = Answer(hub.url, "HEAD", WEIGHTS)
+    head = RawAnswer(hub.url, "HEAD", WEIGHTS)
     assert head.body == b""
     assert head.headers["X-Repo-Commit"] == sha
     assert head.headers["ETag"] == head.headers["X-Linked-Etag"] == f'"{lfs.lfs.sha256}"'
     assert head.headers["X-Linked-Size"] == head.headers["Content-Length"] == str(lfs.size)
     assert head.headers["Accept-Ranges"] == "bytes"
-    plain = Answer(hub.url, "HEAD", "/ann/lora/resolve/main/README.md")
+    plain = RawAnswer(hub.url, "HEAD", "/ann/lora/resolve/main/README.md")
     assert plain.headers["ETag"] == f'"{small.blob_id}"'
     assert plain.headers["X-Linked-Etag"] is None
 
 
-def test_conditional_requests(hub: LocalHub) -> None:
-    etag = Answer(hub.url, "HEAD", WEIGHTS).headers["ETag"]
+def test_conditional_requests(hub: FaultHub) -> None:
+    etag = RawAnswer(hub.url, "HEAD", WEIGHTS).headers["ETag"]
     for names in (etag, f"W/{etag}", f'"other", {etag}', "*"):
-        answer = Answer(hub.url, "GET", WEIGHTS, If_None_Match=names)
+        answer = RawAnswer(hub.url, "GET", WEIGHTS, If_None_Match=names)
         assert (answer.status, answer.body) == (304, b"")
-    assert Answer(hub.url, "GET", WEIGHTS, If_None_Match='"other"').status == 200
-    assert Answer(hub.url, "GET", WEIGHTS, Range="bytes=0-9", If_Range=etag).status == 206
-    assert Answer(hub.url, "GET", WEIGHTS, Range="bytes=0-9", If_Range='"other"').status == 200
+    assert RawAnswer(hub.url, "GET", WEIGHTS, If_None_Match='"other"').status == 200
+    assert RawAnswer(hub.url, "GET", WEIGHTS, Range="bytes=0-9", If_Range=etag).status == 206
+    assert RawAnswer(hub.url, "GET", WEIGHTS, Range="bytes=0-9", If_Range='"other"').status == 200
 
 
 def test_safetensors_header_by_range(api: HfApi) -> None:
@@ -365,14 +366,16 @@ def test_safetensors_header_by_range(api: HfApi) -> None:
 def test_names_that_need_quoting(root: Path, tmp_path: Path) -> None:
     name = "sub dir/ä#?%41.txt"
     make_repo(root, "ann/lora", {name: "here"})
-    with LocalHub(root, cdn=True, redirect_small=True) as running:
+    with FaultHub(root, cdn=True, redirect_small=True) as running:
         assert download(running, tmp_path, name).read_text() == "here"
-        assert Answer(running.url, "GET", f"/api/models/ann/lora/tree/main/{quote('sub dir', safe='')}").json
+        assert RawAnswer(
+            running.url, "GET", f"/api/models/ann/lora/tree/main/{quote('sub dir', safe='')}"
+        ).json
 
 
 def test_case_44_lfs_bodies_come_from_another_origin(root: Path, tmp_path: Path) -> None:
-    with LocalHub(root, cdn=True) as running:
-        head = Answer(running.url, "HEAD", WEIGHTS)
+    with FaultHub(root, cdn=True) as running:
+        head = RawAnswer(running.url, "HEAD", WEIGHTS)
         assert head.status == 302
         assert head.headers["Location"].startswith(f"{running.cdn_url}/cdn/")
         running.clear()
@@ -388,12 +391,12 @@ def test_case_44_lfs_bodies_come_from_another_origin(root: Path, tmp_path: Path)
         assert [request.status for request in bodies] == [200]
         assert "authorization" not in bodies[0].headers
         assert any("authorization" in request.headers for request in running.log)
-        assert Answer(running.cdn_url or "", "GET", "/cdn/ann/lora/" + "0" * 64 + "/x").status == 404
+        assert RawAnswer(running.cdn_url or "", "GET", "/cdn/ann/lora/" + "0" * 64 + "/x").status == 404
 
 
 def test_small_files_through_resolve_cache(root: Path, tmp_path: Path) -> None:
-    with LocalHub(root, redirect_small=True) as running:
-        head = Answer(running.url, "HEAD", "/ann/lora/resolve/main/README.md?download=true")
+    with FaultHub(root, redirect_small=True) as running:
+        head = RawAnswer(running.url, "HEAD", "/ann/lora/resolve/main/README.md?download=true")
         assert head.status == 307
         assert head.headers["Location"].startswith("/api/resolve-cache/models/ann/lora/")
         assert "download=true&etag=" in head.headers["Location"]
@@ -403,8 +406,8 @@ def test_small_files_through_resolve_cache(root: Path, tmp_path: Path) -> None:
         )
         assert download(running, tmp_path, "adapter_model.safetensors").is_file()
         cached = head.headers["Location"]
-        assert Answer(running.url, "GET", cached.replace("ann/lora", "ann/gated")).status == 404
-        assert Answer(running.url, "GET", cached.replace("README.md", "none")).status == 404
+        assert RawAnswer(running.url, "GET", cached.replace("ann/lora", "ann/gated")).status == 404
+        assert RawAnswer(running.url, "GET", cached.replace("README.md", "none")).status == 404
 
 
 def test_a_folder_edited_while_it_is_served(api: HfApi, root: Path) -> None:
@@ -418,16 +421,16 @@ def test_a_folder_edited_while_it_is_served(api: HfApi, root: Path) -> None:
         api.model_info("ann/lora", revision=before.sha)
 
 
-def test_a_bad_override_is_a_server_error_that_names_the_file(root: Path, hub: LocalHub) -> None:
+def test_a_bad_override_is_a_server_error_that_names_the_file(root: Path, hub: FaultHub) -> None:
     (root / "ann/lora/.hub.json").write_text("{")
-    answer = Answer(hub.url, "GET", "/api/models/ann/lora")
+    answer = RawAnswer(hub.url, "GET", "/api/models/ann/lora")
     assert answer.status == 500
     assert "ann/lora/.hub.json" in answer.headers["X-Error-Message"]
 
 
-def test_the_log_and_its_counts(hub: LocalHub) -> None:
+def test_the_log_and_its_counts(hub: FaultHub) -> None:
     for target in ("/api/models?limit=1", "/ann/lora/resolve/main/none", "/nothing"):
-        Answer(hub.url, "GET", target, X_Mark="here")
+        RawAnswer(hub.url, "GET", target, X_Mark="here")
     first = hub.log[0]
     assert (first.method, first.path, first.query, first.status) == ("GET", "/api/models", "limit=1", 200)
     assert first.headers["x-mark"] == "here"
@@ -440,10 +443,10 @@ def test_the_log_and_its_counts(hub: LocalHub) -> None:
 def test_limits_on_a_clock(root: Path) -> None:
     now = [0.0]
     limits = Limits(api=2, resolver=1, window=300, clock=lambda: now[0])
-    with LocalHub(root, limits=limits) as running:
+    with FaultHub(root, limits=limits) as running:
 
         def ask(target: str) -> tuple[int, str | None]:
-            answer = Answer(running.url, "GET", target)
+            answer = RawAnswer(running.url, "GET", target)
             return answer.status, answer.headers["RateLimit"]
 
         assert ask("/api/models") == (200, '"api";r=1;t=300')
@@ -454,12 +457,12 @@ def test_limits_on_a_clock(root: Path) -> None:
         assert ask("/nothing") == (404, None)
         now[0] = 650
         assert ask("/api/models") == (200, '"api";r=1;t=250')
-        policy = Answer(running.url, "GET", "/api/models").headers["RateLimit-Policy"]
+        policy = RawAnswer(running.url, "GET", "/api/models").headers["RateLimit-Policy"]
         assert policy == '"fixed window";"api";q=2;w=300'
 
 
 def test_the_client_sees_429(root: Path) -> None:
-    with LocalHub(root, limits=Limits(api=1)) as running:
+    with FaultHub(root, limits=Limits(api=1)) as running:
         api = HfApi(endpoint=running.url, token=False)
         api.model_info("ann/lora")
         with pytest.raises(HfHubHTTPError) as caught:
@@ -468,20 +471,20 @@ def test_the_client_sees_429(root: Path) -> None:
 
 
 def test_the_port_is_free_again_afterwards(root: Path) -> None:
-    with LocalHub(root) as running:
+    with FaultHub(root) as running:
         url, port = running.url, urlsplit(running.url).port
-        Answer(url, "GET", "/api/models")
+        RawAnswer(url, "GET", "/api/models")
     with pytest.raises(ConnectionRefusedError):
-        Answer(url, "GET", "/api/models")
-    with LocalHub(root, port=port or 0) as again:
+        RawAnswer(url, "GET", "/api/models")
+    with FaultHub(root, port=port or 0) as again:
         assert again.url == url
-        assert Answer(url, "GET", "/api/models").status == 200
+        assert RawAnswer(url, "GET", "/api/models").status == 200
 
 
 def test_no_folder_and_no_port_are_one_clear_sentence(root: Path) -> None:
     with pytest.raises(UsageError, match="is not a folder"):
         create_app(root / "nothing")
-    with pytest.raises(UsageError, match="is not a folder"), LocalHub(root / "nothing"):
+    with pytest.raises(UsageError, match="is not a folder"), FaultHub(root / "nothing"):
         pass
     with socket.create_server(("127.0.0.1", 0)) as selected:
         port = selected.getsockname()[1]
@@ -507,7 +510,7 @@ def test_serve_until_interrupted(root: Path) -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         url = process.stdout.readline().strip()
-        assert Answer(url, "GET", "/api/models/ann/lora").json["id"] == "ann/lora"
+        assert RawAnswer(url, "GET", "/api/models/ann/lora").json["id"] == "ann/lora"
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
         assert process.stderr.read() == ""
@@ -517,7 +520,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def run(hub: LocalHub, hub_env: dict[str, str]) -> Run:
+def run(hub: FaultHub, hub_env: dict[str, str]) -> Run:
     def run_(*command: str) -> subprocess.CompletedProcess[str]:
         env = hub_env | {"HF_ENDPOINT": hub.url}
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
@@ -551,7 +554,7 @@ def test_peft_loads_from_it(run: Run) -> None:
 
 
 def test_a_file_that_cannot_be_read_harms_its_own_repository_alone(
-    hub: LocalHub, root: Path, monkeypatch: pytest.MonkeyPatch
+    hub: FaultHub, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_repo(root, "bob/good")
     digest = HubFolder.digest
@@ -562,9 +565,9 @@ def test_a_file_that_cannot_be_read_harms_its_own_repository_alone(
         return digest(folder, file)
 
     monkeypatch.setattr(HubFolder, "digest", refuse)
-    answer = Answer(hub.url, "GET", "/ann/lora/resolve/main/README.md")
+    answer = RawAnswer(hub.url, "GET", "/ann/lora/resolve/main/README.md")
     assert (answer.status, str(root) in answer.body.decode()) == (500, False)
-    rows = Answer(hub.url, "GET", "/api/models?expand=sha").json
+    rows = RawAnswer(hub.url, "GET", "/api/models?expand=sha").json
     assert [row["id"] for row in rows] == ["bob/good"]
 
 
@@ -575,7 +578,7 @@ def test_a_server_stops_when_it_is_told_to(root: Path, monkeypatch: pytest.Monke
         return False
 
     def serve() -> None:
-        with LocalHub(root):
+        with FaultHub(root):
             pass
 
     monkeypatch.setattr(uvicorn.Server, "on_tick", look)

@@ -18,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
 from tests.hubs import make_repo
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.localhub.faults import (
     Action,
     Callback,
@@ -49,20 +49,20 @@ CONTENT = b"0123456789"
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[LocalHub]:
+def hub(tmp_path: Path) -> Iterator[FaultHub]:
     make_repo(tmp_path, "ann/lora", {"text.txt": CONTENT})
     make_repo(tmp_path, "bob/lora", {"text.txt": CONTENT})
-    with LocalHub(tmp_path) as running:
+    with FaultHub(tmp_path) as running:
         yield running
 
 
 @pytest.fixture
-def client(hub: LocalHub) -> Iterator[httpx.Client]:
+def client(hub: FaultHub) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=hub.url, timeout=20, trust_env=False) as client:
         yield client
 
 
-def test_faults_fire_after_some_and_for_some(hub: LocalHub, client: httpx.Client) -> None:
+def test_faults_fire_after_some_and_for_some(hub: FaultHub, client: httpx.Client) -> None:
     hub.faults.append(Fault(r"^GET /api/models\?limit=1$", Status(503), times=2, skip=1))
     requests = [client.get("/api/models?limit=1").status_code for _ in range(5)]
     assert requests == [200, 503, 503, 200, 200]
@@ -70,7 +70,7 @@ def test_faults_fire_after_some_and_for_some(hub: LocalHub, client: httpx.Client
     assert [request.status for request in hub.log] == [200, 503, 503, 200, 200, 200]
 
 
-def test_faults_can_be_taken_away(hub: LocalHub, client: httpx.Client) -> None:
+def test_faults_can_be_taken_away(hub: FaultHub, client: httpx.Client) -> None:
     hub.faults.append(Fault("", Status(500)))
     assert client.get("/api/models").status_code == 500
     hub.faults.clear()
@@ -91,7 +91,7 @@ def test_counting_is_exact_with_many_clients() -> None:
     assert (sum(fired), len(fired)) == (500, 1000)
 
 
-def test_all_matching_faults_apply(hub: LocalHub, client: httpx.Client) -> None:
+def test_all_matching_faults_apply(hub: FaultHub, client: httpx.Client) -> None:
     hub.faults += [
         Fault("text", SetHeader("X-One", "1")),
         Fault("text", Corrupt(0)),
@@ -182,18 +182,18 @@ def forget_ids(rows: Any) -> None:
     ids=lambda value: type(value).__name__ if not callable(value) else value.__name__,
 )
 def test_answers(
-    hub: LocalHub, client: httpx.Client, action: Action, see: Callable[[httpx.Response], None]
+    hub: FaultHub, client: httpx.Client, action: Action, see: Callable[[httpx.Response], None]
 ) -> None:
     hub.faults.append(Fault("^GET /api/models", action))
     see(client.get("/api/models?limit=1"))
 
 
-def test_edits_leave_refusals_alone(hub: LocalHub, client: httpx.Client) -> None:
+def test_edits_leave_refusals_alone(hub: FaultHub, client: httpx.Client) -> None:
     hub.faults.append(Fault("", EditJson(lambda _: "edited")))
     assert client.get("/api/models/ann/nothing").headers["x-error-code"] == "RepoNotFound"
 
 
-def test_a_fault_can_call_back_before_the_answer(hub: LocalHub, client: httpx.Client, tmp_path: Path) -> None:
+def test_a_fault_can_call_back_before_the_answer(hub: FaultHub, client: httpx.Client, tmp_path: Path) -> None:
     requests: list[SeenRequest] = []
 
     def change(request: SeenRequest) -> None:
@@ -210,7 +210,7 @@ def test_a_fault_can_call_back_before_the_answer(hub: LocalHub, client: httpx.Cl
 class Received:
     """The raw end of one exchange: status, headers, and the body up to the end of the connection."""
 
-    def __init__(self, hub: LocalHub, timeout: float = 20, **headers: str) -> None:
+    def __init__(self, hub: FaultHub, timeout: float = 20, **headers: str) -> None:
         parts = urlsplit(hub.url)
         self.complete, self.timed_out, self.body = False, False, b""
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)
@@ -227,27 +227,27 @@ class Received:
             connection.close()
 
 
-def test_case_35_truncated(hub: LocalHub) -> None:
+def test_case_35_truncated(hub: FaultHub) -> None:
     hub.faults.append(Fault("text", Truncate(4)))
     received = Received(hub)
     assert (received.body, received.headers["Content-Length"], received.complete) == (b"0123", "10", False)
 
 
 @pytest.mark.parametrize("after", [10, 11])
-def test_nothing_to_truncate(hub: LocalHub, after: int) -> None:
+def test_nothing_to_truncate(hub: FaultHub, after: int) -> None:
     hub.faults.append(Fault("text", Truncate(after)))
     received = Received(hub)
     assert (received.body, received.complete) == (CONTENT, True)
 
 
 @pytest.mark.parametrize(("declared", "length"), [(True, "12"), (False, None)])
-def test_case_36_too_long(hub: LocalHub, declared: bool, length: str | None) -> None:
+def test_case_36_too_long(hub: FaultHub, declared: bool, length: str | None) -> None:
     hub.faults.append(Fault("text", Extend(b"ab", declared)))
     received = Received(hub)
     assert (received.body, received.headers["Content-Length"]) == (CONTENT + b"ab", length)
 
 
-def test_case_36_heads_stay_true(hub: LocalHub, client: httpx.Client) -> None:
+def test_case_36_heads_stay_true(hub: FaultHub, client: httpx.Client) -> None:
     hub.faults.append(Fault("text", Extend(b"ab", declared=True)))
     assert client.head(TEXT).headers["content-length"] == "10"
 
@@ -261,18 +261,18 @@ def test_case_36_heads_stay_true(hub: LocalHub, client: httpx.Client) -> None:
         ({"Range": "bytes=6-6"}, slice(6, 7)),
     ],
 )
-def test_case_37_corrupt_at_the_offset_of_the_file(hub: LocalHub, asked: dict[str, str], part: slice) -> None:
+def test_case_37_corrupt_at_the_offset_of_the_file(hub: FaultHub, asked: dict[str, str], part: slice) -> None:
     hub.faults.append(Fault("text", Corrupt(5)))
     assert Received(hub, **asked).body == b"0123446789"[part]
 
 
-def test_case_42_range_ignored(hub: LocalHub) -> None:
+def test_case_42_range_ignored(hub: FaultHub) -> None:
     hub.faults.append(Fault("text", IgnoreRange()))
     received = Received(hub, Range="bytes=0-1")
     assert (received.status, received.body) == (200, CONTENT)
 
 
-def test_case_43_wrong_content_range(hub: LocalHub) -> None:
+def test_case_43_wrong_content_range(hub: FaultHub) -> None:
     hub.faults.append(Fault("text", WrongContentRange("bytes 5-6/7")))
     received = Received(hub, Range="bytes=0-1")
     assert (received.status, received.headers["Content-Range"]) == (206, "bytes 5-6/7")
@@ -280,13 +280,13 @@ def test_case_43_wrong_content_range(hub: LocalHub) -> None:
 
 
 @pytest.mark.parametrize("action", [Hang(), Drip(1, 3600)], ids=["case-19-hang", "case-20-drip-of-hours"])
-def test_silence(hub: LocalHub, action: Action) -> None:
+def test_silence(hub: FaultHub, action: Action) -> None:
     hub.faults.append(Fault("text", action))
     received = Received(hub, timeout=0.3)
     assert (received.timed_out, received.body) == (True, b"")
 
 
-def test_case_19_silence_in_the_body(hub: LocalHub) -> None:
+def test_case_19_silence_in_the_body(hub: FaultHub) -> None:
     hub.faults.append(Fault("text", HangBody(4)))
     with socket.create_connection(("127.0.0.1", urlsplit(hub.url).port or 0), timeout=20) as connection:
         connection.sendall(f"GET {TEXT} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
@@ -298,7 +298,7 @@ def test_case_19_silence_in_the_body(hub: LocalHub) -> None:
             connection.recv(1)
 
 
-def test_case_20_a_drip_ends(hub: LocalHub) -> None:
+def test_case_20_a_drip_ends(hub: FaultHub) -> None:
     hub.faults.append(Fault("text", Drip(3, 0.001)))
     received = Received(hub)
     assert (received.body, received.complete) == (CONTENT, True)
@@ -308,7 +308,7 @@ def test_a_hub_stops_while_a_client_still_waits(tmp_path: Path) -> None:
     make_repo(tmp_path, "ann/lora", {"text.txt": CONTENT})
     arrived = threading.Event()
     faults = [Fault("text", Callback(lambda _: arrived.set())), Fault("text", Hang())]
-    with LocalHub(tmp_path, faults=faults) as running:
+    with FaultHub(tmp_path, faults=faults) as running:
         waiting = socket.create_connection(("127.0.0.1", urlsplit(running.url).port or 0))
         waiting.sendall(f"GET {TEXT} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         assert arrived.wait(20)
@@ -318,14 +318,14 @@ def test_a_hub_stops_while_a_client_still_waits(tmp_path: Path) -> None:
             pass
 
 
-def test_the_gzip_bomb_of_a_file_is_small_on_the_wire(hub: LocalHub) -> None:
+def test_the_gzip_bomb_of_a_file_is_small_on_the_wire(hub: FaultHub) -> None:
     hub.faults.append(Fault("text", Gzip(4)))
     received = Received(hub)
     assert len(received.body) < 10_000
     assert gzip.decompress(received.body) == bytes(4 * 1024 * 1024)
 
 
-def test_the_real_client_meets_them(hub: LocalHub, tmp_path: Path) -> None:
+def test_the_real_client_meets_them(hub: FaultHub, tmp_path: Path) -> None:
     api = HfApi(endpoint=hub.url, token=False)
     hub.faults.append(Fault("^GET /api/models/ann", Status(503), times=1))
     with pytest.raises(HfHubHTTPError, match="503"):

@@ -23,7 +23,7 @@ from loradex.news import ATOM, parse_since, write_feed
 from tests.crawl.test_run import TINY, unlike
 from tests.crawling import NOW, crawl
 from tests.hubs import card, make_repo
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 
 LATER = NOW + timedelta(days=3)
 NAMES = ("ann/changed", "bob/licensed", "cat/gated", "dan/gone", "eve/same")
@@ -38,14 +38,14 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def hub(root: Path) -> Iterator[LocalHub]:
+def hub(root: Path) -> Iterator[FaultHub]:
     """That Hub, served."""
-    with LocalHub(root) as running:
+    with FaultHub(root) as running:
         yield running
 
 
 def test_each_change_between_two_crawls_is_a_row(
-    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     crawl(hub.url, engine, tmp_path)
     make_repo(root, "ann/changed", {"README.md": card("Better.\n", base_model=TINY)})
@@ -79,7 +79,7 @@ def test_each_change_between_two_crawls_is_a_row(
 
 
 def test_a_change_that_a_later_crawl_met_unchanged_has_the_date_of_the_hub(
-    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     crawl(hub.url, engine, tmp_path)
     edited = NOW + timedelta(days=2)
@@ -194,7 +194,7 @@ def test_a_file_is_known_by_bytes_then_tensors_then_sketch(sample_data: Path, tm
 def test_a_pickle_is_known_by_its_listed_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {name: text for name, text in unlike("ann/pickle").items() if not name.endswith("safetensors")}
     make_repo(tmp_path / "hub", "ann/pickle", files | {"adapter_model.bin": b"\x80\x04 never opened"})
-    with LocalHub(tmp_path / "hub") as hub, loradex.open(tmp_path / "data") as catalog:
+    with FaultHub(tmp_path / "hub") as hub, loradex.open(tmp_path / "data") as catalog:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         catalog.crawl(any_base=True, weights="headers")
         rows = catalog.identify(tmp_path / "hub" / "ann" / "pickle" / "adapter_model.bin")

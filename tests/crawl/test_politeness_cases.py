@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from tests.fakes import VirtualClock
-from tests.localhub import Limits, LocalHub
+from tests.localhub import FaultHub, Limits
 from tests.neighbours import crawl_by, neighbours, repo
 
 
@@ -32,9 +32,9 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def hub(root: Path) -> Iterator[LocalHub]:
+def hub(root: Path) -> Iterator[FaultHub]:
     """A Hub without limits."""
-    with LocalHub(root) as running:
+    with FaultHub(root) as running:
         yield running
 
 
@@ -44,7 +44,7 @@ def test_a_hub_with_limits_never_has_to_refuse(
     quota: int, policy: str, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     clock = VirtualClock()
-    with LocalHub(root, limits=Limits(api=quota, resolver=quota, clock=clock.now)) as hub:
+    with FaultHub(root, limits=Limits(api=quota, resolver=quota, clock=clock.now)) as hub:
         report = crawl_by(clock, hub.url, engine, tmp_path, weights=policy, workers=1)
         answers = Counter(request.status for request in hub.log)
         resolved = hub.count("resolver")
@@ -60,13 +60,13 @@ def test_case_87_several_workers_share_what_the_hub_allows(
     root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     clock = VirtualClock()
-    with LocalHub(root, limits=Limits(api=40, resolver=40, clock=clock.now)) as hub:
+    with FaultHub(root, limits=Limits(api=40, resolver=40, clock=clock.now)) as hub:
         report = crawl_by(clock, hub.url, engine, tmp_path, weights="keep", workers=3)
         refused = sum(request.status == 429 for request in hub.log)
     assert (report["status"], report["accepted"], refused) == ("complete", 12, 0)
 
 
-def test_case_89_every_request_says_who_asks(hub: LocalHub, engine: Engine, tmp_path: Path) -> None:
+def test_case_89_every_request_says_who_asks(hub: FaultHub, engine: Engine, tmp_path: Path) -> None:
     crawl_by(VirtualClock(), hub.url, engine, tmp_path, weights="keep")
     assert {request.kind for request in hub.log} == {"api", "resolver"}
     for request in hub.log:
@@ -76,7 +76,7 @@ def test_case_89_every_request_says_who_asks(hub: LocalHub, engine: Engine, tmp_
 
 
 def test_case_91_a_crawl_asks_its_hub_for_listings_trees_and_files_only(
-    hub: LocalHub, engine: Engine, tmp_path: Path
+    hub: FaultHub, engine: Engine, tmp_path: Path
 ) -> None:
     crawl_by(VirtualClock(), hub.url, engine, tmp_path, weights="keep")
     assert {request.method for request in hub.log} == {"GET"}

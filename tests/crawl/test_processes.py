@@ -22,22 +22,22 @@ from tests import crawl_process
 from tests.crawl.test_fingerprints import put
 from tests.crawling import crawl, dump
 from tests.hubs import lora_tensors
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.processes import send_signal, start_process, wait_for
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultHub]:
     """A Hub of five adapters, one of which has the rank at which a process dies."""
     root = tmp_path_factory.mktemp("processes") / "hub"
     for number, rank in enumerate((2, 2, crawl_process.DEADLY_RANK, 2, 4)):
         put(root, f"o/a{number}", lora_tensors(seed=number, r=rank), r=rank)
-    with LocalHub(root) as running:
+    with FaultHub(root) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def expected(hub: LocalHub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+def expected(hub: FaultHub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """The rows of a crawl by one process."""
     data = tmp_path_factory.mktemp("one")
     engine = make_engine(f"sqlite:///{data / 'catalog.db'}")
@@ -56,7 +56,7 @@ def _forked() -> None:
 
 
 def test_two_processes_write_the_rows_of_one_and_a_dead_one_fails_its_file_alone(
-    hub: LocalHub,
+    hub: FaultHub,
     engine: Engine,
     expected: dict[str, list[str]],
     tmp_path: Path,
@@ -78,7 +78,7 @@ def test_two_processes_write_the_rows_of_one_and_a_dead_one_fails_its_file_alone
 
 
 def test_four_processes_write_the_rows_of_one(
-    hub: LocalHub, engine: Engine, expected: dict[str, list[str]], tmp_path: Path
+    hub: FaultHub, engine: Engine, expected: dict[str, list[str]], tmp_path: Path
 ) -> None:
     report = crawl(hub.url, engine, tmp_path, weights="stream", processes=4)
     assert (report["status"], report["unmeasured"]) == ("complete", 0)

@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 from catalog.database import make_engine
 from tests.crawling import crawl, dump, items
 from tests.hubs import adapter_config, card
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.localhub.faults import Callback, EditJson, Fault, Html, Json, NextLink, Status
 from tests.neighbours import (
     GOOD,
@@ -134,7 +134,7 @@ class Village:
     place: Path
     engine: Engine
     report: dict[str, Any]
-    hub: LocalHub
+    hub: FaultHub
 
 
 def settle(root: Path) -> list[Fault]:
@@ -167,7 +167,7 @@ def village(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     place.mkdir()
     (place / "hub").mkdir()
     faults = settle(place / "hub")
-    with LocalHub(place / "hub", faults=faults) as hub, sqlite_catalog(request, place / "data") as engine:
+    with FaultHub(place / "hub", faults=faults) as hub, sqlite_catalog(request, place / "data") as engine:
         report = crawl(hub.url, engine, place / "data", weights="keep", hub={"page_limit": 20})
         yield Village(place, engine, report, hub)
 
@@ -258,7 +258,7 @@ def test_case_26_main_moves_while_the_files_are_read(engine: Engine, tmp_path: P
         (root / "bob/two/adapter_config.json").write_text(json.dumps(config))
         (root / "bob/two/README.md").write_text(card("Main has moved on while somebody was reading it.\n"))
 
-    with LocalHub(root) as hub:
+    with FaultHub(root) as hub:
         hub.faults.append(Fault("GET /bob/two/resolve/.*README", Callback(move), times=1))
         report = crawl(hub.url, engine, tmp_path, weights="keep")
         assert (report["status"], report["new"], report["accepted"]) == ("complete", 3, 3)
@@ -306,7 +306,7 @@ NUMBERS = itertools.count()
 )
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 def test_case_28_whatever_the_fields_hold_every_repository_is_counted(
-    odd_hub: tuple[LocalHub, Engine, Path], drawn: list[tuple[dict[str, Any], list[Any], Any]]
+    odd_hub: tuple[FaultHub, Engine, Path], drawn: list[tuple[dict[str, Any], list[Any], Any]]
 ) -> None:
     hub, engine, data = odd_hub
     listed, faults = [], []
@@ -332,12 +332,12 @@ def test_case_28_whatever_the_fields_hold_every_repository_is_counted(
 @pytest.fixture(scope="module")
 def odd_hub(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[LocalHub, Engine, Path]]:
+) -> Iterator[tuple[FaultHub, Engine, Path]]:
     """A Hub of the good repositories, a catalog, and its data folder, for all examples one after another."""
     place = tmp_path_factory.mktemp("odd")
     (place / "hub").mkdir()
     neighbours(place / "hub")
-    with LocalHub(place / "hub") as hub, sqlite_catalog(request, place / "data") as engine:
+    with FaultHub(place / "hub") as hub, sqlite_catalog(request, place / "data") as engine:
         yield hub, engine, place / "data"
 
 
@@ -360,7 +360,7 @@ def test_a_row_nested_without_end_stops_no_other(
     listed: int,
     quarantined: int,
     errors: dict[str, int],
-    odd_hub: tuple[LocalHub, Engine, Path],
+    odd_hub: tuple[FaultHub, Engine, Path],
     engine: Engine,
     tmp_path: Path,
 ) -> None:

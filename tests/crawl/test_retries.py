@@ -18,7 +18,7 @@ from catalog.database.schema import Crawl, CrawlRetry
 from crawler.crawl import stages
 from tests.crawling import NOW, crawl, items
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.localhub.faults import Fault, Hang, Status, Truncate
 
 TINY = "acme/tiny"
@@ -40,9 +40,9 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def hub(root: Path) -> Iterator[LocalHub]:
+def hub(root: Path) -> Iterator[FaultHub]:
     """That Hub, whose file list of bob/two is out of order."""
-    with LocalHub(root, faults=[Fault(BROKEN, Status(500))]) as running:
+    with FaultHub(root, faults=[Fault(BROKEN, Status(500))]) as running:
         yield running
 
 
@@ -58,7 +58,7 @@ def watermarks(engine: Engine) -> list[datetime | None]:
 
 
 def test_a_failure_does_not_hold_the_watermark_and_is_tried_again(
-    hub: LocalHub, engine: Engine, tmp_path: Path
+    hub: FaultHub, engine: Engine, tmp_path: Path
 ) -> None:
     first = crawl(hub.url, engine, tmp_path)
     assert (first["status"], first["new"], first["failed"], first["resting"]) == ("partial", 2, 1, 0)
@@ -84,7 +84,7 @@ def test_it_is_worked_off_though_the_listing_no_longer_reaches_it(
     """The broken one is the oldest: the incremental listing ends before it."""
     old = {"lastModified": "2020-01-01T00:00:00.000Z"}
     (root / "bob/two/.hub.json").write_text(json.dumps(old))
-    with LocalHub(root, faults=[Fault(BROKEN, Status(500))]) as hub:
+    with FaultHub(root, faults=[Fault(BROKEN, Status(500))]) as hub:
         assert crawl(hub.url, engine, tmp_path)["failed"] == 1
         hub.faults.clear()
         later = NOW + timedelta(days=2)
@@ -94,7 +94,7 @@ def test_it_is_worked_off_though_the_listing_no_longer_reaches_it(
 
 
 def test_pauses_grow_and_nobody_is_asked_before_they_are_over(
-    hub: LocalHub, engine: Engine, tmp_path: Path
+    hub: FaultHub, engine: Engine, tmp_path: Path
 ) -> None:
     now = NOW
     for attempts in range(1, 5):
@@ -120,7 +120,7 @@ def test_the_pause_has_an_end() -> None:
 
 
 def test_full_and_another_commit_end_the_pause(
-    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     for _ in range(2):
         crawl(hub.url, engine, tmp_path)
@@ -136,7 +136,7 @@ def test_full_and_another_commit_end_the_pause(
 
 
 def test_a_repository_that_vanished_meanwhile_leaves_the_list(
-    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     crawl(hub.url, engine, tmp_path)
     (root / "bob/two").rename(tmp_path / "elsewhere")
@@ -149,7 +149,7 @@ def test_a_repository_that_vanished_meanwhile_leaves_the_list(
     ("fault", "kind"), [(Truncate(500), "unreachable"), (Hang(), "unreachable"), (Status(503), "busy")]
 )
 def test_a_broken_transfer_is_tried_again(
-    fault: Any, kind: str, hub: LocalHub, engine: Engine, tmp_path: Path
+    fault: Any, kind: str, hub: FaultHub, engine: Engine, tmp_path: Path
 ) -> None:
     hub.faults[:] = [Fault("GET /bob/two/resolve/.*safetensors", fault)]
     options: dict[str, Any] = {"weights": "keep", "hub": {"attempts": 1}}
@@ -161,7 +161,7 @@ def test_a_broken_transfer_is_tried_again(
 
 
 def test_a_fault_of_our_own_is_recorded_and_holds_nobody(
-    hub: LocalHub, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: FaultHub, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     describe = stages.describe
 
@@ -182,14 +182,14 @@ def test_a_fault_of_our_own_is_recorded_and_holds_nobody(
 
 
 def test_a_listing_that_breaks_off_still_keeps_the_watermark(
-    hub: LocalHub, engine: Engine, tmp_path: Path
+    hub: FaultHub, engine: Engine, tmp_path: Path
 ) -> None:
     hub.faults[:] = [Fault(r"GET /api/models\?.*filter=lora", Status(500))]
     assert crawl(hub.url, engine, tmp_path)["status"] == "partial"
     assert watermarks(engine) == [None]
 
 
-def test_a_question_of_its_own_has_a_list_of_its_own(hub: LocalHub, engine: Engine, tmp_path: Path) -> None:
+def test_a_question_of_its_own_has_a_list_of_its_own(hub: FaultHub, engine: Engine, tmp_path: Path) -> None:
     crawl(hub.url, engine, tmp_path)
     crawl(hub.url, engine, tmp_path, weights="keep")
     assert [row["attempts"] for row in waiting(engine)] == [1, 1]
@@ -199,7 +199,7 @@ def test_a_question_of_its_own_has_a_list_of_its_own(hub: LocalHub, engine: Engi
 
 
 def test_the_list_of_a_question_that_is_asked_with_newer_spellings_is_dropped(
-    hub: LocalHub, engine: Engine, tmp_path: Path
+    hub: FaultHub, engine: Engine, tmp_path: Path
 ) -> None:
     crawl(hub.url, engine, tmp_path)
     with Session(engine) as session, session.begin():

@@ -21,7 +21,7 @@ from catalog.search import browse
 from crawler.crawl import refusing
 from tests.crawling import crawl, dump, items
 from tests.hubs import adapter_config, card, lora_files, lora_tensors, make_repo, safetensors_bytes
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.localhub.faults import Callback, Corrupt, EditJson, Fault, Hang, Status, Truncate
 
 BASE = "meta-llama/Llama-3.1-8B-Instruct"
@@ -39,11 +39,11 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def hub(root: Path) -> Iterator[LocalHub]:
+def hub(root: Path) -> Iterator[FaultHub]:
     """A Hub of three repositories with one adapter each."""
     for name in ("ann/one", "bob/two", "cat/three"):
         make_repo(root, name, unlike(name))
-    with LocalHub(root) as running:
+    with FaultHub(root) as running:
         yield running
 
 
@@ -81,7 +81,7 @@ def is_accounted_for(report: dict[str, Any]) -> bool:
 
 
 def test_a_new_adapter_costs_one_api_and_three_resolver_requests(
-    hub: LocalHub, engine: Engine, tmp_path: Path
+    hub: FaultHub, engine: Engine, tmp_path: Path
 ) -> None:
     report = crawl(hub.url, engine, tmp_path)
     assert report["status"] == "complete"
@@ -93,7 +93,7 @@ def test_a_new_adapter_costs_one_api_and_three_resolver_requests(
 
 
 def test_case_50_an_unchanged_hub_costs_no_resolver_request(
-    hub: LocalHub, engine: Engine, tmp_path: Path
+    hub: FaultHub, engine: Engine, tmp_path: Path
 ) -> None:
     crawl(hub.url, engine, tmp_path)
     before = dump(engine)
@@ -105,7 +105,7 @@ def test_case_50_an_unchanged_hub_costs_no_resolver_request(
 
 
 def test_case_78_a_whole_listing_again_leaves_every_row_as_it_was(
-    hub: LocalHub, engine: Engine, tmp_path: Path
+    hub: FaultHub, engine: Engine, tmp_path: Path
 ) -> None:
     crawl(hub.url, engine, tmp_path)
     before = dump(engine)
@@ -114,7 +114,7 @@ def test_case_78_a_whole_listing_again_leaves_every_row_as_it_was(
     assert dump(engine) == before
 
 
-def test_case_90_a_config_is_fetched_once_a_commit(hub: LocalHub, engine: Engine, tmp_path: Path) -> None:
+def test_case_90_a_config_is_fetched_once_a_commit(hub: FaultHub, engine: Engine, tmp_path: Path) -> None:
     for options in ({"weights": "headers"}, {"weights": "stream"}, {"weights": "keep"}, {"full": True}):
         crawl(hub.url, engine, tmp_path, **options)
     configs = [request.path for request in hub.log if request.path.endswith("adapter_config.json")]
@@ -127,7 +127,7 @@ def test_case_88_no_more_requests_in_flight_than_workers(root: Path, engine: Eng
     flying, most, guard = 0, 0, threading.Lock()
     for number in range(8):
         make_repo(root, f"o/r{number}", unlike(f"r{number}"))
-    with LocalHub(root) as hub:
+    with FaultHub(root) as hub:
         barrier = threading.Barrier(2, timeout=30)
 
         def arrive(_request: Any) -> None:
@@ -145,7 +145,7 @@ def test_case_88_no_more_requests_in_flight_than_workers(root: Path, engine: Eng
     assert most == 2
 
 
-def test_case_94_the_token_is_in_no_row(hub: LocalHub, engine: Engine, tmp_path: Path) -> None:
+def test_case_94_the_token_is_in_no_row(hub: FaultHub, engine: Engine, tmp_path: Path) -> None:
     crawl(hub.url, engine, tmp_path, hub={"token": "hf_sEcReTsEcReT"})
     assert any("hf_sEcReTsEcReT" in request.headers.get("authorization", "") for request in hub.log)
     stored = b"".join(file.read_bytes() for file in tmp_path.glob("catalog.db*"))
@@ -156,13 +156,13 @@ def test_case_94_the_token_is_in_no_row(hub: LocalHub, engine: Engine, tmp_path:
 # -- listings ----------------------------------------------------------------------------------------------
 
 
-def test_case_01_three_pages_in_order(hub: LocalHub, engine: Engine, tmp_path: Path) -> None:
+def test_case_01_three_pages_in_order(hub: FaultHub, engine: Engine, tmp_path: Path) -> None:
     report = crawl(hub.url, engine, tmp_path, hub={"page_limit": 1})
     assert (report["status"], report["new"]) == ("complete", 3)
 
 
 def test_case_05_bad_rows_are_quarantined_and_the_rest_is_read(
-    hub: LocalHub, engine: Engine, tmp_path: Path
+    hub: FaultHub, engine: Engine, tmp_path: Path
 ) -> None:
     def spoil(rows: Any) -> Any:
         if rows:
@@ -176,7 +176,7 @@ def test_case_05_bad_rows_are_quarantined_and_the_rest_is_read(
 
 
 def test_case_11_a_hub_that_fails_leaves_a_partial_crawl_that_goes_on(
-    hub: LocalHub, engine: Engine, tmp_path: Path
+    hub: FaultHub, engine: Engine, tmp_path: Path
 ) -> None:
     hub.faults.append(Fault(LISTING + ".*cursor", Status(503)))
     report = crawl(hub.url, engine, tmp_path, hub={"page_limit": 1})
@@ -193,7 +193,7 @@ def test_case_11_a_hub_that_fails_leaves_a_partial_crawl_that_goes_on(
 
 
 def test_case_13_an_expired_cursor_starts_the_listing_again(
-    hub: LocalHub, engine: Engine, tmp_path: Path
+    hub: FaultHub, engine: Engine, tmp_path: Path
 ) -> None:
     hub.faults.append(Fault(LISTING + ".*cursor", Status(503)))
     crawl(hub.url, engine, tmp_path, hub={"page_limit": 1})
@@ -202,7 +202,7 @@ def test_case_13_an_expired_cursor_starts_the_listing_again(
     assert (report["status"], report["listed"], report["new"]) == ("complete", 3, 3)
 
 
-def test_case_14_a_repository_on_two_pages_is_one_row(hub: LocalHub, engine: Engine, tmp_path: Path) -> None:
+def test_case_14_a_repository_on_two_pages_is_one_row(hub: FaultHub, engine: Engine, tmp_path: Path) -> None:
     first: list[Any] = []
 
     def repeat(rows: Any) -> Any:
@@ -216,7 +216,7 @@ def test_case_14_a_repository_on_two_pages_is_one_row(hub: LocalHub, engine: Eng
 
 
 def test_case_15_a_repository_edited_between_pages_is_read_as_it_was_listed_last(
-    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     def edit(_request: Any) -> None:
         (root / "ann/one/README.md").write_text(
@@ -232,7 +232,7 @@ def test_case_15_a_repository_edited_between_pages_is_read_as_it_was_listed_last
 
 
 def test_case_16_a_repository_made_during_the_crawl_is_found_by_the_next(
-    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     def make(_request: Any) -> None:
         make_repo(root, "new/comer", unlike("comer"), mtime=None)
@@ -245,13 +245,13 @@ def test_case_16_a_repository_made_during_the_crawl_is_found_by_the_next(
 
 
 @pytest.mark.parametrize("fault", [Hang(), Truncate(10)], ids=["case-19-hang", "case-35-truncated-page"])
-def test_a_listing_that_never_comes_fails(fault: Any, hub: LocalHub, engine: Engine, tmp_path: Path) -> None:
+def test_a_listing_that_never_comes_fails(fault: Any, hub: FaultHub, engine: Engine, tmp_path: Path) -> None:
     hub.faults.append(Fault(LISTING, fault))
     report = crawl(hub.url, engine, tmp_path, hub={"timeout": 0.2, "deadline": 0.5})
     assert (report["status"], report["errors"]) == ("failed", {"unreachable": 1})
 
 
-def test_a_limit_bounds_the_repositories(hub: LocalHub, engine: Engine, tmp_path: Path) -> None:
+def test_a_limit_bounds_the_repositories(hub: FaultHub, engine: Engine, tmp_path: Path) -> None:
     report = crawl(hub.url, engine, tmp_path, limit=2)
     assert (report["status"], report["listed"], report["new"]) == ("complete", 2, 2)
 
@@ -274,7 +274,7 @@ def test_what_may_not_be_read_is_skipped_with_a_reason(
 ) -> None:
     make_repo(root, "shy/one", unlike("one"), facts)
     make_repo(root, "open/two", unlike("two"))
-    with LocalHub(root) as hub:
+    with FaultHub(root) as hub:
         if fault is not None:
             hub.faults.append(Fault("GET /shy/one/resolve", fault))
         report = crawl(hub.url, engine, tmp_path)
@@ -292,7 +292,7 @@ def test_what_may_not_be_read_is_skipped_with_a_reason(
     ],
 )
 def test_a_repository_that_is_missing_when_read_is_a_tombstone(
-    answer: Any, hub: LocalHub, engine: Engine, tmp_path: Path
+    answer: Any, hub: FaultHub, engine: Engine, tmp_path: Path
 ) -> None:
     hub.faults.append(Fault("GET /api/models/bob/two", answer))
     report = crawl(hub.url, engine, tmp_path)
@@ -304,7 +304,7 @@ def test_a_repository_that_is_missing_when_read_is_a_tombstone(
 
 
 def test_case_23_a_renamed_repository_keeps_its_row_and_its_old_name(
-    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     crawl(hub.url, engine, tmp_path)
     expected = row(engine, "ann/one")
@@ -319,7 +319,7 @@ def test_case_23_a_renamed_repository_keeps_its_row_and_its_old_name(
 
 
 def test_case_24_the_same_name_with_another_id_is_another_repository(
-    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     crawl(hub.url, engine, tmp_path)
     old = row(engine, "ann/one")["hub_id"]
@@ -334,7 +334,7 @@ def test_case_24_the_same_name_with_another_id_is_another_repository(
 
 
 def test_case_25_a_commit_that_vanished_is_read_at_the_new_one(
-    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     def force_push(_request: Any) -> None:
         (root / "bob/two/README.md").write_text(
@@ -348,7 +348,7 @@ def test_case_25_a_commit_that_vanished_is_read_at_the_new_one(
 
 
 def test_case_26_what_is_stored_is_the_commit_that_was_read(
-    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     crawl(hub.url, engine, tmp_path)
     before = row(engine, "bob/two")
@@ -361,7 +361,7 @@ def test_case_26_what_is_stored_is_the_commit_that_was_read(
     assert row(engine, f"bob/two@{before['commit'][:12]}")["alpha"] == before["alpha"], "history is lost"
 
 
-def test_case_27_deleted_and_back(hub: LocalHub, root: Path, engine: Engine, tmp_path: Path) -> None:
+def test_case_27_deleted_and_back(hub: FaultHub, root: Path, engine: Engine, tmp_path: Path) -> None:
     crawl(hub.url, engine, tmp_path)
     (root / "cat/three").rename(tmp_path / "away")
     report = crawl(hub.url, engine, tmp_path, full=True)
@@ -374,7 +374,7 @@ def test_case_27_deleted_and_back(hub: LocalHub, root: Path, engine: Engine, tmp
 
 
 def test_a_repository_that_lost_its_tag_is_no_tombstone(
-    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     crawl(hub.url, engine, tmp_path)
     (root / "cat/three/.hub.json").write_text(json.dumps({"tags": ["region:us"]}))
@@ -395,7 +395,7 @@ def test_case_33_and_34_every_adapter_of_a_repository_is_a_row_and_one_is_main(
     files["variants/b/adapter_config.json"] = config
     files["variants/b/adapter_model.bin"] = b"listed, never opened"
     make_repo(root, "big/repo", files)
-    with LocalHub(root) as hub:
+    with FaultHub(root) as hub:
         report = crawl(hub.url, engine, tmp_path)
         configs = sum(request.path.endswith("adapter_config.json") for request in hub.log)
     assert (report["listed"], report["adapters"], report["accepted"]) == (1, 102, 101)
@@ -415,15 +415,15 @@ def test_case_65_a_pickle_is_listed_and_nobody_opens_it(root: Path, engine: Engi
 
     canary = tmp_path / "canary"
 
-    class Hostile:
+    class TouchedWhenOpened:
         def __reduce__(self) -> Any:
             return (Path.touch, (canary,))
 
     files = unlike("pickled")
     del files["adapter_model.safetensors"]
-    files["adapter_model.bin"] = pickle.dumps(Hostile())
+    files["adapter_model.bin"] = pickle.dumps(TouchedWhenOpened())
     make_repo(root, "evil/one", files)
-    with LocalHub(root) as hub:
+    with FaultHub(root) as hub:
         report = crawl(hub.url, engine, tmp_path, weights="keep")
         assert not any(request.path.endswith(".bin") for request in hub.log)
     assert report["reasons"]["pickle_only"] == 1
@@ -437,7 +437,7 @@ def test_case_65_a_pickle_is_listed_and_nobody_opens_it(root: Path, engine: Engi
 
 
 def test_keep_stores_verified_files_and_stream_deletes_them(
-    hub: LocalHub, engine: Engine, tmp_path: Path
+    hub: FaultHub, engine: Engine, tmp_path: Path
 ) -> None:
     blobs = BlobStore(tmp_path / "blobs")
     report = crawl(hub.url, engine, tmp_path, weights="stream")
@@ -454,7 +454,7 @@ def test_keep_stores_verified_files_and_stream_deletes_them(
     assert hub.count("resolver") == 0
 
 
-def test_case_37_corrupt_weights_are_refused(hub: LocalHub, engine: Engine, tmp_path: Path) -> None:
+def test_case_37_corrupt_weights_are_refused(hub: FaultHub, engine: Engine, tmp_path: Path) -> None:
     hub.faults.append(Fault("GET /bob/two/resolve/.*safetensors", Corrupt(-1 % 700)))
     report = crawl(hub.url, engine, tmp_path, weights="keep")
     assert report["status"] == "complete"
@@ -469,7 +469,7 @@ def test_case_48_the_same_weights_are_fetched_once(root: Path, engine: Engine, t
     shared = safetensors_bytes(lora_tensors(seed=5))
     for number in range(6):
         make_repo(root, f"o/copy{number}", unlike(f"copy{number}") | {"adapter_model.safetensors": shared})
-    with LocalHub(root) as hub:
+    with FaultHub(root) as hub:
         report = crawl(hub.url, engine, tmp_path, weights="stream", workers=4)
         complete = [r for r in hub.log if r.path.endswith(".safetensors") and "range" not in r.headers]
     assert report["accepted"] == 6
@@ -483,7 +483,7 @@ def test_zero_and_broken_values_are_reasons_once_the_weights_are_read(
     nan = {name: np.full_like(values, np.nan) for name, values in lora_tensors().items()}
     for name, tensors in (("zero", zero), ("nan", nan)):
         make_repo(root, f"o/{name}", unlike(name) | {"adapter_model.safetensors": safetensors_bytes(tensors)})
-    with LocalHub(root) as hub:
+    with FaultHub(root) as hub:
         assert crawl(hub.url, engine, tmp_path)["accepted"] == 2
         report = crawl(hub.url, engine, tmp_path, weights="stream")
     assert report["accepted"] == 0
@@ -510,7 +510,7 @@ def test_a_base_is_asked_for_under_all_its_names(root: Path, engine: Engine, tmp
     )
     make_repo(root, "o/untagged", unlike("untagged", base=BASE) | {"README.md": unsloth})
     make_repo(root, "o/other", unlike("other", base="Qwen/Qwen2.5-7B"))
-    with LocalHub(root) as hub:
+    with FaultHub(root) as hub:
         report = crawl(hub.url, engine, tmp_path, bases=(BASE,))
     assert report["listed"] == 5
     for name in (*spelled, "o/untagged"):
@@ -522,14 +522,14 @@ def test_a_base_is_asked_for_under_all_its_names(root: Path, engine: Engine, tmp
 # -- one writer, one transaction ---------------------------------------------------------------------------
 
 
-def test_case_92_one_writer_at_a_time(hub: LocalHub, engine: Engine, tmp_path: Path) -> None:
+def test_case_92_one_writer_at_a_time(hub: FaultHub, engine: Engine, tmp_path: Path) -> None:
     with writer_lock(engine), pytest.raises(CatalogBusyError):
         crawl(hub.url, engine, tmp_path)
     assert hub.count("api") == 0
 
 
 def test_case_79_a_crash_in_a_transaction_leaves_no_half_adapter(
-    hub: LocalHub, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: FaultHub, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class CrashError(BaseException):
         pass
@@ -549,7 +549,7 @@ def test_case_79_a_crash_in_a_transaction_leaves_no_half_adapter(
 
 
 def test_case_93_an_interrupt_leaves_a_crawl_that_goes_on(
-    hub: LocalHub, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: FaultHub, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved = 0
     save = store.save_repositories
@@ -572,7 +572,7 @@ def test_case_93_an_interrupt_leaves_a_crawl_that_goes_on(
 
 
 def test_a_failed_repository_is_tried_again_by_the_next_crawl(
-    hub: LocalHub, engine: Engine, tmp_path: Path
+    hub: FaultHub, engine: Engine, tmp_path: Path
 ) -> None:
     hub.faults.append(Fault("GET /api/models/bob/two/tree", Status(500)))
     report = crawl(hub.url, engine, tmp_path)

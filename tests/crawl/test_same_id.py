@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from catalog.database import CrawlItem, Repository
 from tests.crawling import NOW, crawl
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.localhub.faults import EditJson, Fault, Status
 
 TINY = "acme/tiny"
@@ -44,8 +44,8 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def hub(root: Path) -> Iterator[LocalHub]:
-    with LocalHub(root) as running:
+def hub(root: Path) -> Iterator[FaultHub]:
+    with FaultHub(root) as running:
         yield running
 
 
@@ -65,7 +65,7 @@ def left_out(engine: Engine) -> list[str]:
 
 @pytest.mark.parametrize("page", [1000, 1])
 def test_one_is_read_and_the_other_is_named(
-    page: int, hub: LocalHub, engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    page: int, hub: FaultHub, engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number, day in enumerate((0, 1, 9, 20)):
         report = crawl(hub.url, engine, tmp_path, now=NOW + timedelta(days=day), hub={"page_limit": page})
@@ -77,7 +77,7 @@ def test_one_is_read_and_the_other_is_named(
 
 
 def test_the_one_that_was_left_out_does_not_take_its_place_when_it_changes(
-    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     assert crawl(hub.url, engine, tmp_path)["quarantined"] == REASON
     make_dated_repo(root, "bob/old", 25, _id=ID)
@@ -92,7 +92,7 @@ def test_the_one_that_was_left_out_does_not_take_its_place_when_it_changes(
 
 
 def test_it_takes_its_place_when_the_first_is_gone(
-    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     crawl(hub.url, engine, tmp_path)
     (root / "ann/new").rename(tmp_path / "away")
@@ -115,14 +115,14 @@ def test_a_repository_that_is_renamed_between_two_pages_is_nobody_elses(
             (root / "ann/new").rename(root / "ann/newer")
             (root / "ann/newer/.hub.json").write_text(json.dumps(facts | {"previous_names": ["ann/new"]}))
 
-    with LocalHub(root, faults=[Fault(r"GET /api/models\?", EditJson(rename), times=1)]) as hub:
+    with FaultHub(root, faults=[Fault(r"GET /api/models\?", EditJson(rename), times=1)]) as hub:
         report = crawl(hub.url, engine, tmp_path)
     assert (report["status"], report["new"], report["quarantined"]) == ("complete", 2, {})
     assert names(engine) == {"ann/newer": True, "cat/else": True}
 
 
 def test_a_listing_that_is_taken_up_again_loses_no_name(
-    hub: LocalHub, engine: Engine, tmp_path: Path
+    hub: FaultHub, engine: Engine, tmp_path: Path
 ) -> None:
     """The first of the two is settled when the page of the second is read."""
     hub.faults.append(Fault("cursor=", Status(500)))

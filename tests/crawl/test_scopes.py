@@ -19,7 +19,7 @@ from catalog.files import BlobStore
 from tests.crawl.test_run import LISTING, TINY, row, unlike
 from tests.crawling import NOW, crawl
 from tests.hubs import adapter_config, lora_tensors, make_repo, safetensors_bytes
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.localhub.faults import EditJson, Fault, Status
 
 OTHER = {"bases": (TINY,)}
@@ -45,9 +45,9 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def hub(root: Path) -> Iterator[LocalHub]:
+def hub(root: Path) -> Iterator[FaultHub]:
     """The Hub."""
-    with LocalHub(root) as running:
+    with FaultHub(root) as running:
         yield running
 
 
@@ -66,7 +66,7 @@ def crawls(engine: Engine) -> list[Crawl]:
 
 
 def test_a_watermark_is_no_later_than_the_crawl_began(
-    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     edit(root, "ann/one", 7, "2031-05-05T00:00:00.000Z")
     crawl(hub.url, engine, tmp_path)
@@ -74,7 +74,7 @@ def test_a_watermark_is_no_later_than_the_crawl_began(
 
 
 def test_a_change_between_the_pages_of_a_crawl_that_took_days_is_found(
-    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     for name, day in (("ann/one", 1), ("bob/two", 2), ("cat/three", 3)):
         edit(root, name, day, f"2025-12-0{day}T00:00:00.000Z")
@@ -90,7 +90,7 @@ def test_a_change_between_the_pages_of_a_crawl_that_took_days_is_found(
 
 
 def test_a_resumed_crawl_does_not_roll_a_repository_back(
-    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     for name in ("ann/one", "bob/two", "cat/three"):
         edit(root, name, 8, "2025-12-01T00:00:00.000Z")
@@ -107,7 +107,7 @@ def test_a_resumed_crawl_does_not_roll_a_repository_back(
     assert (row(engine, "ann/one")["alpha"], row(engine, "ann/one")["commit"]) == (64, newer["commit"])
 
 
-def test_an_unfinished_crawl_of_long_ago_is_given_up(hub: LocalHub, engine: Engine, tmp_path: Path) -> None:
+def test_an_unfinished_crawl_of_long_ago_is_given_up(hub: FaultHub, engine: Engine, tmp_path: Path) -> None:
     hub.faults.append(Fault(LISTING + ".*cursor", Status(503)))
     crawl(hub.url, engine, tmp_path, hub={"page_limit": 1})
     hub.faults.clear()
@@ -117,7 +117,7 @@ def test_an_unfinished_crawl_of_long_ago_is_given_up(hub: LocalHub, engine: Engi
     assert [result.started_at for result in crawls(engine)] == [NOW, late]
 
 
-def test_the_whole_listing_is_read_again_after_a_week(hub: LocalHub, engine: Engine, tmp_path: Path) -> None:
+def test_the_whole_listing_is_read_again_after_a_week(hub: FaultHub, engine: Engine, tmp_path: Path) -> None:
     for days in (0, 1, 6, 8, 9):
         crawl(hub.url, engine, tmp_path, now=NOW + timedelta(days=days))
     complete = [result.asked["since"] is None for result in crawls(engine)]
@@ -125,7 +125,7 @@ def test_the_whole_listing_is_read_again_after_a_week(hub: LocalHub, engine: Eng
 
 
 def test_what_was_gated_is_asked_for_again_by_a_full_crawl(
-    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     facts = root / "bob/two/.hub.json"
     facts.write_text(json.dumps({"gated": "auto"}))
@@ -135,7 +135,7 @@ def test_what_was_gated_is_asked_for_again_by_a_full_crawl(
 
 
 def test_the_same_weights_elsewhere_are_judged_there_too(
-    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     zero = {name: values * 0 for name, values in lora_tensors().items()}
     for name in ("o/first", "o/second"):
@@ -149,7 +149,7 @@ def test_the_same_weights_elsewhere_are_judged_there_too(
 
 
 def test_a_new_owner_of_a_name_does_not_bury_the_renamed_one(
-    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     crawl(hub.url, engine, tmp_path)
     old = row(engine, "ann/one")
@@ -165,7 +165,7 @@ def test_a_new_owner_of_a_name_does_not_bury_the_renamed_one(
 
 
 def test_a_ghost_in_the_listing_does_not_bury_the_living(
-    hub: LocalHub, engine: Engine, tmp_path: Path
+    hub: FaultHub, engine: Engine, tmp_path: Path
 ) -> None:
     def haunt(rows: Any) -> Any:
         return [
@@ -180,7 +180,7 @@ def test_a_ghost_in_the_listing_does_not_bury_the_living(
     assert row(engine, "bob/two")["gone"] is None
 
 
-def test_stream_leaves_what_keep_stored(hub: LocalHub, engine: Engine, tmp_path: Path) -> None:
+def test_stream_leaves_what_keep_stored(hub: FaultHub, engine: Engine, tmp_path: Path) -> None:
     crawl(hub.url, engine, tmp_path, weights="keep")
     other = make_engine(f"sqlite:///{tmp_path / 'other.db'}")
     upgrade(other)
@@ -190,7 +190,7 @@ def test_stream_leaves_what_keep_stored(hub: LocalHub, engine: Engine, tmp_path:
 
 
 def test_one_broken_listing_does_not_keep_the_others_from_being_read(
-    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     hub.faults.append(Fault(LISTING + ".*filter=lora", Status(503)))
     report = crawl(hub.url, engine, tmp_path)
@@ -200,7 +200,7 @@ def test_one_broken_listing_does_not_keep_the_others_from_being_read(
 
 
 def test_what_vanished_is_noticed_whatever_else_is_asked(
-    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     crawl(hub.url, engine, tmp_path, weights="headers")
     (root / "cat/three").rename(tmp_path / "away")
@@ -208,7 +208,7 @@ def test_what_vanished_is_noticed_whatever_else_is_asked(
     assert row(engine, "cat/three")["gone"] is not None
 
 
-def test_a_hub_that_lists_nothing_buries_nobody(hub: LocalHub, engine: Engine, tmp_path: Path) -> None:
+def test_a_hub_that_lists_nothing_buries_nobody(hub: FaultHub, engine: Engine, tmp_path: Path) -> None:
     crawl(hub.url, engine, tmp_path)
     hub.faults.append(Fault(LISTING, EditJson(lambda rows: [])))
     report = crawl(hub.url, engine, tmp_path, full=True)
@@ -217,7 +217,7 @@ def test_a_hub_that_lists_nothing_buries_nobody(hub: LocalHub, engine: Engine, t
 
 
 def test_a_new_spelling_reaches_adapters_that_are_known(
-    hub: LocalHub, engine: Engine, tmp_path: Path
+    hub: FaultHub, engine: Engine, tmp_path: Path
 ) -> None:
     crawl(hub.url, engine, tmp_path)
     assert row(engine, "ann/one")["base"] == TINY
@@ -233,13 +233,13 @@ def test_a_limit_counts_repositories_not_rows(root: Path, engine: Engine, tmp_pa
     def spoil(rows: Any) -> Any:
         return [rows[0], {"id": "no/identity"}, *rows] if rows else rows
 
-    with LocalHub(root) as hub:
+    with FaultHub(root) as hub:
         hub.faults.append(Fault(LISTING, EditJson(spoil)))
         report = crawl(hub.url, engine, tmp_path, limit=3)
     assert (report["listed"], report["new"], sum(report["quarantined"].values())) == (3, 3, 1)
 
 
-def test_items_of_superseded_crawls_are_pruned(hub: LocalHub, engine: Engine, tmp_path: Path) -> None:
+def test_items_of_superseded_crawls_are_pruned(hub: FaultHub, engine: Engine, tmp_path: Path) -> None:
     for _ in range(3):
         crawl(hub.url, engine, tmp_path, full=True)
     with Session(engine) as session:
@@ -247,7 +247,7 @@ def test_items_of_superseded_crawls_are_pruned(hub: LocalHub, engine: Engine, tm
 
 
 def test_an_interrupted_crawl_is_not_pruned_by_another_of_the_same_listing(
-    hub: LocalHub, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: FaultHub, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -262,7 +262,7 @@ def test_an_interrupted_crawl_is_not_pruned_by_another_of_the_same_listing(
 
 
 def test_what_the_hub_took_down_is_a_tombstone_and_not_a_failure(
-    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     crawl(hub.url, engine, tmp_path)
     (root / "cat/three").rename(tmp_path / "away")
@@ -276,14 +276,14 @@ def test_many_broken_repositories_do_not_keep_the_others_from_being_read(
 ) -> None:
     for number in range(20):
         make_repo(root, f"broken/r{number:02}", unlike(f"broken{number}"))
-    with LocalHub(root) as hub:
+    with FaultHub(root) as hub:
         hub.faults.append(Fault("GET /api/models/broken/.*tree", Status(500)))
         report = crawl(hub.url, engine, tmp_path, hub={"attempts": 1})
     assert (report["status"], report["failed"], report["new"], report["pending"]) == ("partial", 20, 3, 0)
 
 
 def test_a_hub_that_is_gone_leaves_the_rest_pending(
-    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     for number in range(20):
         make_repo(root, f"more/r{number:02}", unlike(f"more{number}"))
@@ -296,7 +296,7 @@ def test_a_hub_that_is_gone_leaves_the_rest_pending(
 
 
 def test_a_date_that_goes_back_freezes_nothing(
-    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     edit(root, "ann/one", 7, "2031-01-01T00:00:00.000Z")
     crawl(hub.url, engine, tmp_path)
@@ -305,7 +305,7 @@ def test_a_date_that_goes_back_freezes_nothing(
     assert row(engine, "ann/one")["alpha"] == 9
 
 
-def test_an_empty_first_listing_sets_no_watermark(hub: LocalHub, engine: Engine, tmp_path: Path) -> None:
+def test_an_empty_first_listing_sets_no_watermark(hub: FaultHub, engine: Engine, tmp_path: Path) -> None:
     hub.faults.append(Fault(LISTING, EditJson(lambda rows: [])))
     assert crawl(hub.url, engine, tmp_path)["listed"] == 0
     hub.faults.clear()

@@ -37,7 +37,7 @@ from tests.crawl.test_fingerprints import put
 from tests.crawl_process import work_for_crawl
 from tests.crawling import crawl, dump
 from tests.hubs import lora_tensors
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.localhub.faults import Callback, Corrupt, Fault
 from tests.processes import send_signal, start_process, wait_for
 
@@ -66,9 +66,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def hub(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+def hub(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultHub]:
     """That Hub, which programs and catalogs of this process ask."""
-    with LocalHub(root) as running:
+    with FaultHub(root) as running:
         monkeypatch.setenv("HF_ENDPOINT", running.url)
         yield running
 
@@ -79,7 +79,7 @@ def expected(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     data = tmp_path_factory.mktemp("one")
     engine = make_engine(f"sqlite:///{data / 'catalog.db'}")
     upgrade(engine)
-    with LocalHub(root) as hub:
+    with FaultHub(root) as hub:
         crawl(hub.url, engine, data, weights="stream")
     rows = dump(engine)
     engine.dispose()
@@ -103,7 +103,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def crawling(hub: LocalHub, engine: Engine, tmp_path: Path) -> Iterator[Future[dict[str, Any]]]:
+def crawling(hub: FaultHub, engine: Engine, tmp_path: Path) -> Iterator[Future[dict[str, Any]]]:
     """A crawl that has listed the Hub, and goes on when there are workers: `hub.faults` is empty then."""
     arrived, gate = threading.Event(), threading.Event()
     hub.faults.append(Fault(TREE, Callback(lambda _: (arrived.set(), gate.wait(60)))))
@@ -121,13 +121,13 @@ def crawling(hub: LocalHub, engine: Engine, tmp_path: Path) -> Iterator[Future[d
             wait([future], timeout=0.1)
 
 
-def downloads(hub: LocalHub) -> list[str]:
+def downloads(hub: FaultHub) -> list[str]:
     """The weights files that were fetched whole."""
     return [r.path for r in hub.log if r.path.endswith(".safetensors") and "range" not in r.headers]
 
 
 def test_a_crawl_alone_writes_the_rows_of_one_process(
-    hub: LocalHub, engine: Engine, expected: dict[str, list[str]], tmp_path: Path
+    hub: FaultHub, engine: Engine, expected: dict[str, list[str]], tmp_path: Path
 ) -> None:
     report = crawl(hub.url, engine, tmp_path, weights="stream")
     assert (report["status"], report["new"], report["unmeasured"]) == ("complete", COUNT + 1, 0)
@@ -139,7 +139,7 @@ def test_a_crawl_alone_writes_the_rows_of_one_process(
 @pytest.mark.usefixtures("idle")
 def test_two_workers_read_all_weights(
     crawling: Any,
-    hub: LocalHub,
+    hub: FaultHub,
     engine: Engine,
     catalog_url: str,
     expected: dict[str, list[str]],
@@ -179,7 +179,7 @@ def end_leases(engine: Engine) -> None:
 def test_two_workers_of_ray_read_all_weights(
     killed: bool,
     crawling: Any,
-    hub: LocalHub,
+    hub: FaultHub,
     engine: Engine,
     catalog_url: str,
     expected: dict[str, list[str]],
@@ -261,7 +261,7 @@ def _failing(outcomes: Iterator[Exception | None]) -> Callable[..., int]:
 @pytest.mark.usefixtures("idle", "ray")
 def test_of_workers_that_ray_starts_one_fails_and_one_is_late(
     crawling: Any,
-    hub: LocalHub,
+    hub: FaultHub,
     engine: Engine,
     catalog_url: str,
     expected: dict[str, list[str]],
@@ -310,7 +310,7 @@ def test_what_a_killed_worker_leased_is_read_by_another(
     turn: int,
     result: int,
     crawling: Any,
-    hub: LocalHub,
+    hub: FaultHub,
     engine: Engine,
     catalog_url: str,
     expected: dict[str, list[str]],
@@ -341,7 +341,7 @@ def test_what_a_killed_worker_leased_is_read_by_another(
 
 @pytest.mark.usefixtures("idle")
 def test_a_file_at_which_three_workers_died_is_failed_and_tried_again(
-    crawling: Any, hub: LocalHub, engine: Engine, expected: dict[str, list[str]], tmp_path: Path
+    crawling: Any, hub: FaultHub, engine: Engine, expected: dict[str, list[str]], tmp_path: Path
 ) -> None:
     crawling.open()
     died = 0
@@ -367,7 +367,7 @@ def leased(engine: Engine) -> list[tuple[str, int]]:
 @pytest.mark.usefixtures("idle")
 def test_a_worker_that_is_stopped_returns_its_files_untried(
     crawling: Any,
-    hub: LocalHub,
+    hub: FaultHub,
     engine: Engine,
     catalog_url: str,
     expected: dict[str, list[str]],
@@ -401,7 +401,7 @@ def test_a_worker_that_is_stopped_returns_its_files_untried(
 
 
 def test_a_crawl_that_is_stopped_leaves_no_lease_to_wait_for(
-    hub: LocalHub, engine: Engine, expected: dict[str, list[str]], tmp_path: Path
+    hub: FaultHub, engine: Engine, expected: dict[str, list[str]], tmp_path: Path
 ) -> None:
     main, interrupted = threading.main_thread().ident, threading.Event()
     assert main is not None
@@ -420,7 +420,7 @@ def test_a_crawl_that_is_stopped_leaves_no_lease_to_wait_for(
     assert dump(engine) == expected
 
 
-def test_the_result_of_a_lost_lease_is_not_written(engine: Engine, hub: LocalHub, tmp_path: Path) -> None:
+def test_the_result_of_a_lost_lease_is_not_written(engine: Engine, hub: FaultHub, tmp_path: Path) -> None:
     crawl(hub.url, engine, tmp_path, weights="headers")
     with Session(engine) as session, session.begin():
         session.execute(text("UPDATE crawl SET state = 'running'"))
@@ -440,7 +440,7 @@ def test_the_result_of_a_lost_lease_is_not_written(engine: Engine, hub: LocalHub
 
 
 def test_a_file_that_is_leased_while_it_is_offered_again_is_read_again(
-    engine: Engine, hub: LocalHub, tmp_path: Path
+    engine: Engine, hub: FaultHub, tmp_path: Path
 ) -> None:
     """What an interrupted crawl offered for one config is leased just as the next crawl offers another."""
     crawl(hub.url, engine, tmp_path, weights="headers")
@@ -470,7 +470,7 @@ def test_a_file_that_is_leased_while_it_is_offered_again_is_read_again(
 
 
 def test_a_worker_that_claims_a_file_again_writes_what_the_newest_task_gave(
-    engine: Engine, hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, hub: FaultHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two threads of one worker have one file, which lies in the store until the first has read it."""
     crawl(hub.url, engine, tmp_path, weights="headers")
@@ -531,7 +531,7 @@ def test_errors_of_a_file_are_the_same_reasons(root: Path, engine: Engine, tmp_p
     lite = make_engine(f"sqlite:///{tmp_path / 'catalog.db'}")
     upgrade(lite)
     for name, target in (("one", lite), ("shared", engine)):
-        with LocalHub(root, faults=[Fault("GET /o/a1/.*safetensors", Corrupt(950))]) as hub:
+        with FaultHub(root, faults=[Fault("GET /o/a1/.*safetensors", Corrupt(950))]) as hub:
             report = crawl(hub.url, target, tmp_path / name, weights="stream")
             assert (report["status"], report["reasons"].get("integrity")) == ("complete", 1)
         rows[name] = dump(target)

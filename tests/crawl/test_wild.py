@@ -23,7 +23,7 @@ from catalog.search import browse
 from crawler.crawl import refusing
 from tests.crawl_process import crawl_pages
 from tests.crawling import crawl, dump, items
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.localhub.faults import Callback, Fault
 from tests.processes import send_signal, start_process, wait_for
 from tests.shared_data import SHARED, data
@@ -72,7 +72,7 @@ def crawl_once(
             url = next(databases[0])
         engine = make_engine(url)
         upgrade(engine)
-        with LocalHub(wild) as hub:
+        with FaultHub(wild) as hub:
             report = crawl(hub.url, engine, folder)
         return WildCrawl(engine, folder, report, (dump(engine), items(engine)))
 
@@ -89,7 +89,7 @@ def test_every_wild_folder_ends_in_one_counted_state(
     report = first.report
     assert (report["status"], report["listed"], report["new"]) == ("complete", folders, folders)
     assert report["adapters"] == report["accepted"] + report["skipped"] == folders
-    with LocalHub(wild) as hub:
+    with FaultHub(wild) as hub:
         again = crawl(hub.url, first.engine, first.data, full=True)
         assert (again["unchanged"], hub.count("resolver")) == (folders, 0)
     first.engine.dispose()
@@ -106,7 +106,7 @@ def test_case_80_both_databases_hold_the_same_rows(crawl_once: Callable[[str], W
 def test_the_paper_base_is_crawled_under_all_its_names(wild: Path, tmp_path: Path) -> None:
     engine = make_engine(f"sqlite:///{tmp_path / 'catalog.db'}")
     upgrade(engine)
-    with LocalHub(wild) as hub:
+    with FaultHub(wild) as hub:
         report = crawl(hub.url, engine, tmp_path, bases=(LLAMA,))
     with Session(engine) as session:
         rows = list(browse.adapters(session, browse.Listing(), refusing("ours")))
@@ -117,7 +117,7 @@ def test_the_paper_base_is_crawled_under_all_its_names(wild: Path, tmp_path: Pat
 
 def test_case_12_kill_9_at_twenty_points_then_the_same_rows(wild: Path, tmp_path: Path) -> None:
     complete = _engine(tmp_path / "whole")
-    with LocalHub(wild) as hub:
+    with FaultHub(wild) as hub:
         crawl(hub.url, complete, tmp_path / "whole", hub={"page_limit": 50})
         longest = 2 * len(hub.log) // KILLS
         points = [random.Random(seed).randint(1, longest) for seed in range(KILLS)]
@@ -129,7 +129,7 @@ def test_case_12_kill_9_at_twenty_points_then_the_same_rows(wild: Path, tmp_path
     assert items(broken) == items(complete)
 
 
-def _kill_crawl(hub: LocalHub, data: Path, point: int) -> bool:
+def _kill_crawl(hub: FaultHub, data: Path, point: int) -> bool:
     """Runs the crawl and kills it at its request number `point`; whether it was killed."""
     requests = 0
     child: list[BaseProcess] = []
@@ -163,7 +163,7 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 def test_the_paper_pool_is_accepted_by_the_paper_rules(paper: tuple[Path, list[str]], tmp_path: Path) -> None:
     root, ids = paper
     engine = _engine(tmp_path)
-    with LocalHub(root) as hub:
+    with FaultHub(root) as hub:
         # A busy machine takes long to list them.
         slow = {"timeout": 60.0, "deadline": 120.0}
         report = crawl(hub.url, engine, tmp_path, bases=(LLAMA,), rules="paper", hub=slow)

@@ -20,7 +20,7 @@ from tests.crawl.test_run import TINY, unlike
 from tests.crawl_process import crawl_catalog
 from tests.crawling import crawl, dump, end_lock_holders, silent, wait_for_lock
 from tests.hubs import make_repo
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.localhub.faults import Callback, Fault
 from tests.processes import send_signal, start_process, wait_for
 
@@ -37,7 +37,7 @@ def gate() -> Iterator[threading.Event]:
 def crawling(gate: threading.Event, engine: Engine, tmp_path: Path) -> Iterator[Future[dict[str, Any]]]:
     """A crawl of two repositories, held at the second; the first is in the catalog."""
     make_repo(tmp_path / "hub", "ann/one", unlike("ann/one"))
-    with LocalHub(tmp_path / "hub") as hub, ThreadPoolExecutor(1) as thread:
+    with FaultHub(tmp_path / "hub") as hub, ThreadPoolExecutor(1) as thread:
         crawl(hub.url, engine, tmp_path)
         make_repo(tmp_path / "hub", "bob/two", unlike("bob/two"))
         arrived = threading.Event()
@@ -93,11 +93,11 @@ def test_a_crawl_that_lost_its_lock_writes_nothing_more(
 
 
 @pytest.fixture
-def killed(engine: Engine, catalog_url: str, tmp_path: Path) -> Iterator[tuple[LocalHub, int]]:
+def killed(engine: Engine, catalog_url: str, tmp_path: Path) -> Iterator[tuple[FaultHub, int]]:
     """A Hub of two repositories, and the number of the process that was killed when it had crawled one."""
     for name in ("ann/one", "bob/two"):
         make_repo(tmp_path / "hub", name, unlike(name))
-    with LocalHub(tmp_path / "hub") as hub:
+    with FaultHub(tmp_path / "hub") as hub:
         hub.faults.append(
             Fault("GET /api/models/ann/one/tree", Callback(lambda _: send_signal(process, signal.SIGKILL)))
         )
@@ -111,7 +111,7 @@ def killed(engine: Engine, catalog_url: str, tmp_path: Path) -> Iterator[tuple[L
 
 
 def test_a_crawl_after_one_that_was_killed_says_so_and_goes_on(
-    killed: tuple[LocalHub, int], engine: Engine, tmp_path: Path
+    killed: tuple[FaultHub, int], engine: Engine, tmp_path: Path
 ) -> None:
     hub, number = killed
     progress, later = silent(), silent()
@@ -130,7 +130,7 @@ def test_a_crawl_after_one_that_was_killed_says_so_and_goes_on(
 
 
 def test_the_lock_of_another_command_is_no_killed_crawl(
-    killed: tuple[LocalHub, int], engine: Engine, catalog_url: str, tmp_path: Path
+    killed: tuple[FaultHub, int], engine: Engine, catalog_url: str, tmp_path: Path
 ) -> None:
     with opening.writer_lock(engine):
         with pytest.raises(CatalogBusyError, match="another process is writing"):
@@ -149,7 +149,7 @@ def test_only_a_crawl_that_shares_its_weights_is_joined(
     held = Fault("GET /api/models/ann/one/tree", Callback(lambda _: (arrived.set(), gate.wait(60))))
     if engine.dialect.name == "sqlite":
         advice = "ended$"
-    with LocalHub(tmp_path / "hub", faults=[held]) as hub, ThreadPoolExecutor(1) as thread:
+    with FaultHub(tmp_path / "hub", faults=[held]) as hub, ThreadPoolExecutor(1) as thread:
         patience = {"timeout": 60.0, "deadline": 60.0}
         first = thread.submit(crawl, hub.url, engine, tmp_path, hub=patience, weights=weights)
         assert arrived.wait(60)

@@ -62,7 +62,7 @@ PARAMETERS: dict[str, Any] = {
 }
 
 
-class Counting:
+class CountingSource:
     """A source that records the keys whose vectors it was asked for."""
 
     def __init__(self, source: VectorSource) -> None:
@@ -105,7 +105,7 @@ def check(engine: Engine, folder: Path, fresh: Path, before: dict[str, dict[str,
         for space, source in sources(session).items():
             now, was = vectors_of(source), before.get(space.name)
             differs |= now != was
-            counting = Counting(source)
+            counting = CountingSource(source)
             kept, anew = open_index(folder, space, counting), open_index(fresh, space, source)
             if was is not None:
                 changed = {key for key, vector in now.items() if was.get(key) != vector}

@@ -19,7 +19,7 @@ from catalog.files import BlobStore
 from catalog.settings import Settings
 from tests.crawling import crawl
 from tests.hubs import lora_files, make_repo
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 
 
 def test_a_catalog_has_one_name_however_it_is_opened(catalog_url: str, tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_a_sqlite_catalog_moves_with_its_data_folder(tmp_path: Path) -> None:
 
 def test_a_file_outside_lfs_is_named_by_what_git_calls_it(engine: Engine, tmp_path: Path) -> None:
     make_repo(tmp_path / "hub", "ann/one", lora_files("acme/tiny"))
-    with LocalHub(tmp_path / "hub") as hub:
+    with FaultHub(tmp_path / "hub") as hub:
         crawl(hub.url, engine, tmp_path, weights="keep")
     settings = Settings.make(data=tmp_path)
     store = BlobStore(settings.blobs)

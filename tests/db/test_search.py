@@ -599,14 +599,14 @@ def test_weights_that_make_no_sense_are_refused(pair: tuple[float, float]) -> No
 def test_the_vector_of_a_query_is_made_by_one_thread() -> None:
     import torch
 
-    class Counting(Thesaurus):
+    class CountingThesaurus(Thesaurus):
         threads = 0
 
         def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
             self.threads = torch.get_num_threads()
             return super().encode(texts)
 
-    before, encoder = torch.get_num_threads(), Counting()
+    before, encoder = torch.get_num_threads(), CountingThesaurus()
     torch.set_num_threads(2)
     try:
         vector = query_vector(encoder, "verse")

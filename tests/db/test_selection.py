@@ -114,7 +114,7 @@ def test_a_direction_of_another_space_is_refused(sources: Sources, direction: An
 TRUTH = {"o1/r1": 0.2, "o2/r2": 0.9, "o3/r3": 0.4, "o4/r4": 0.5}
 
 
-class Bench:
+class AdapterBench:
     """Measures adapters exactly, and remembers what it was asked."""
 
     def __init__(self) -> None:
@@ -134,19 +134,19 @@ def test_a_race_measures_the_candidates_alone_and_finds_the_best(sources: Source
     rows = [score(name, "other", 0.5) for name in ("o1/r1", "o2/r2", "nobody/elsewhere")]
     rows += [score("nobody/elsewhere", "t", 1.0), score("o3/r3", "t", 0.4), score("o1/r1", "t", 1.0, "test")]
     save_scores(sources.session, rows)
-    bench = Bench()
+    bench = AdapterBench()
     requests = {"by": "racing", "task": "t", "budget": 90, "exclude": ("o4/r4",)}
     result = score_by_name(given(sources, measure=bench), 3, **requests)
     assert next(iter(result)) == "o2/r2"
     assert {name for name, _ in bench.asked} == {"o1/r1", "o2/r2"}
     assert sum(samples for _, samples in bench.asked) == 90
-    again = Bench()
+    again = AdapterBench()
     assert score_by_name(given(sources, measure=again), 3, **requests) == result
     assert again.asked == bench.asked
 
 
 def test_a_race_starts_from_nothing(sources: Sources) -> None:
-    bench = Bench()
+    bench = AdapterBench()
     pool = select(Question("pool", "racing", 4, task="new", budget=200), given(sources, measure=bench)).pool
     assert [member.adapter for member in pool.members] == ["o2/r2", "o4/r4", "o3/r3", "o1/r1"]
     assert pool.chosen["budget"] == 200

@@ -23,7 +23,7 @@ from catalog.fingerprints import FINGERPRINT_VERSION
 from catalog.snapshots import MANIFEST
 from cli.main import loradex as program
 from tests.hubs import lora_files, lora_tensors, make_repo, safetensors_bytes
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.localhub.bodies import Corrupt
 from tests.localhub.faults import Fault
 from tests.localhub.uploads import UploadHub
@@ -166,10 +166,10 @@ def test_the_command_asks_for_yes(hub: UploadHub, exported: Path) -> None:
 
 
 @pytest.fixture
-def served(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+def served(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultHub]:
     """`loradex hub serve` of a data set."""
     shutil.copytree(exported, tmp_path / "hub" / "datasets" / NAME)
-    with LocalHub(tmp_path / "hub") as hub:
+    with FaultHub(tmp_path / "hub") as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         yield hub
 
@@ -178,7 +178,7 @@ def served(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     "form", ["{name}", "{name}@main", "{name}@{commit}", "hf://datasets/{name}@{commit}"]
 )
 def test_a_data_set_is_imported_at_one_commit(
-    served: LocalHub, exported: Path, tmp_path: Path, form: str
+    served: FaultHub, exported: Path, tmp_path: Path, form: str
 ) -> None:
     commit = huggingface_hub.HfApi(served.url).dataset_info(NAME).sha
     served.clear()
@@ -191,7 +191,7 @@ def test_a_data_set_is_imported_at_one_commit(
     assert catalog.status().adapters == loradex.open(tmp_path / "data").status().adapters > 0
 
 
-def _manifest(served: LocalHub) -> Path:
+def _manifest(served: FaultHub) -> Path:
     return served.root / "datasets" / NAME / MANIFEST
 
 
@@ -210,7 +210,7 @@ def _set_path(document: dict[str, object], path: str) -> None:
     ],
 )
 def test_only_files_that_a_snapshot_has_are_fetched(
-    served: LocalHub, tmp_path: Path, path: str, words: str
+    served: FaultHub, tmp_path: Path, path: str, words: str
 ) -> None:
     document = json.loads(_manifest(served).read_text())
     _set_path(document, path)
@@ -221,7 +221,7 @@ def test_only_files_that_a_snapshot_has_are_fetched(
 
 
 def test_a_file_of_other_bytes_or_a_size_that_no_disk_has_changes_nothing(
-    served: LocalHub, tmp_path: Path
+    served: FaultHub, tmp_path: Path
 ) -> None:
     catalog = loradex.open(tmp_path / "data")
     served.faults.append(Fault("adapters/train-00000", Corrupt(40)))
@@ -255,7 +255,7 @@ def test_a_file_of_other_bytes_or_a_size_that_no_disk_has_changes_nothing(
     ],
 )
 def test_what_is_no_snapshot_is_one_sentence(
-    served: LocalHub, tmp_path: Path, source: str, words: str
+    served: FaultHub, tmp_path: Path, source: str, words: str
 ) -> None:
     (served.root / "datasets" / "zoo" / "empty").mkdir()
     with pytest.raises(loradex.LoradexError, match=words):
@@ -264,7 +264,7 @@ def test_what_is_no_snapshot_is_one_sentence(
 
 
 def test_a_folder_that_is_not_there_is_fetched_from_nobody(
-    served: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    served: FaultHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "zoo").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -279,7 +279,7 @@ def test_a_folder_that_is_not_there_is_fetched_from_nobody(
     assert catalog.import_snapshot("zoo/adapters@main").adapters_added == 0
 
 
-def test_data_sets_are_served_and_no_crawl_lists_them(served: LocalHub, exported: Path) -> None:
+def test_data_sets_are_served_and_no_crawl_lists_them(served: FaultHub, exported: Path) -> None:
     from crawler.localhub import omissions
     from crawler.localhub.folder import HubFolder
 
@@ -295,14 +295,14 @@ def test_data_sets_are_served_and_no_crawl_lists_them(served: LocalHub, exported
 
 
 @pytest.fixture
-def on_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+def on_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultHub]:
     """The sample Hub, of which the snapshot is."""
-    with LocalHub(SAMPLE_HUB) as hub:
+    with FaultHub(SAMPLE_HUB) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         yield hub
 
 
-def test_every_adapter_of_a_snapshot_is_as_on_the_hub(on_hub: LocalHub, exported: Path) -> None:
+def test_every_adapter_of_a_snapshot_is_as_on_the_hub(on_hub: FaultHub, exported: Path) -> None:
     check = loradex.verify_snapshot(exported, sample=1000, weights=True)
     assert check.ok
     assert {row.state for row in check.adapters} == {"same"}
@@ -320,7 +320,7 @@ def test_adapters_whose_values_are_not_finite_are_as_on_the_hub(
         tensor.flat[0] = value
     files = {**lora_files("org/base"), "adapter_model.safetensors": safetensors_bytes(tensors)}
     make_repo(tmp_path / "hub", "o/broken", files)
-    with LocalHub(tmp_path / "hub") as hub:
+    with FaultHub(tmp_path / "hub") as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         catalog = loradex.open(tmp_path / "data")
         catalog.crawl(any_base=True, weights="stream")
@@ -351,7 +351,7 @@ def test_fingerprints_are_near_where_values_that_are_not_finite_are_equal(
 
 
 def test_fingerprints_of_another_version_are_not_compared(
-    on_hub: LocalHub, exported: Path, tmp_path: Path
+    on_hub: FaultHub, exported: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(exported, tmp_path / "snapshot")
     _rewrite(folder, "fingerprints", lambda row: row.update(version=FINGERPRINT_VERSION + 1))
@@ -362,7 +362,7 @@ def test_fingerprints_of_another_version_are_not_compared(
 
 
 def test_of_several_versions_of_a_fingerprint_that_of_this_program_is_compared(
-    on_hub: LocalHub, exported: Path, tmp_path: Path
+    on_hub: FaultHub, exported: Path, tmp_path: Path
 ) -> None:
     def add_versions(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         later = FINGERPRINT_VERSION + 1
@@ -374,7 +374,7 @@ def test_of_several_versions_of_a_fingerprint_that_of_this_program_is_compared(
     assert "weights measured" in {row.detail for row in check.adapters} <= {"weights measured", ""}
 
 
-def test_a_sample_costs_a_request_each_and_none_without_one(on_hub: LocalHub, exported: Path) -> None:
+def test_a_sample_costs_a_request_each_and_none_without_one(on_hub: FaultHub, exported: Path) -> None:
     rows = loradex.verify_snapshot(exported, sample=3, seed=1).adapters
     assert (len(rows), on_hub.count("api"), on_hub.count("resolver")) == (3, 3, 0)
     assert loradex.verify_snapshot(exported, sample=3, seed=1).adapters == rows
@@ -433,7 +433,7 @@ def _other_vector(row: dict[str, Any]) -> None:
     ],
 )
 def test_a_snapshot_that_says_another_thing_than_the_hub_differs(
-    on_hub: LocalHub,
+    on_hub: FaultHub,
     exported: Path,
     tmp_path: Path,
     table: str,
@@ -452,7 +452,7 @@ def test_an_adapter_that_is_gone_is_no_fault_of_the_snapshot(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "hub").mkdir()
-    with LocalHub(tmp_path / "hub") as hub:
+    with FaultHub(tmp_path / "hub") as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         check = loradex.verify_snapshot(exported, sample=4)
     assert [(row.state, row.detail) for row in check.adapters] == [("gone", "private_or_missing")] * 4

@@ -56,7 +56,7 @@ from catalog.snapshots.layout import MOST_VALUE, TABLES
 from cli.main import loradex as program
 from loradex.rows import AdapterDetails
 from tests.db import rows
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.localhub.bodies import Corrupt
 from tests.localhub.faults import Fault
 from tools.generated_catalog import generate
@@ -154,7 +154,7 @@ def test_a_crawl_after_an_import_reads_nothing_that_is_unchanged(
     sample_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = shutil.copytree(sample_data, tmp_path / "source")
-    with LocalHub(SAMPLE_HUB) as hub:
+    with FaultHub(SAMPLE_HUB) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         origin = loradex.open(source)
         origin.crawl(any_base=True)
@@ -177,7 +177,7 @@ def test_adapters_are_described_again_without_the_cards_that_were_left_out(
     sample_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = shutil.copytree(sample_data, tmp_path / "source")
-    with LocalHub(SAMPLE_HUB) as hub:
+    with FaultHub(SAMPLE_HUB) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         origin, catalog = loradex.open(source), loradex.open(tmp_path / "data")
         origin.export_snapshot(tmp_path / "snapshot")
@@ -219,7 +219,7 @@ def small_hub(tmp_path: Path) -> Path:
 def test_a_card_that_was_left_out_is_fetched_when_it_is_asked_for(
     small_hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, costs: tuple[int, int]
 ) -> None:
-    with LocalHub(small_hub) as hub:
+    with FaultHub(small_hub) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         origin, catalog = _bare_catalog(tmp_path)
         shown = ("--data", str(tmp_path / "data"), "show", name)
@@ -248,7 +248,7 @@ def test_a_card_whose_digest_no_snapshot_named_is_fetched_and_exported_as_left_o
 ) -> None:
     """Catalogs of earlier versions have a mark in place of the digest, and fewer facts of the card."""
     both = ("zoo/pair", "zoo/pair:checkpoint-1")
-    with LocalHub(small_hub) as hub:
+    with FaultHub(small_hub) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         origin, first = _bare_catalog(tmp_path)
         with loradex.catalog.writing(first.settings) as session:
@@ -278,7 +278,7 @@ def test_a_card_whose_digest_no_snapshot_named_is_fetched_and_exported_as_left_o
 def test_a_card_of_other_bytes_is_refused(
     small_hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with LocalHub(small_hub) as hub:
+    with FaultHub(small_hub) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         _, catalog = _bare_catalog(tmp_path)
         hub.faults.append(Fault("README.md", Corrupt(5)))
@@ -292,7 +292,7 @@ def test_front_matter_of_a_card_that_is_there_marks_nothing(
 ) -> None:
     card = small_hub / "zoo" / "pair" / "README.md"
     card.write_text(card.read_text().replace("---\n", f"---\n{NOT_IN_SNAPSHOT}: {'a' * 40}\n", 1))
-    with LocalHub(small_hub) as hub:
+    with FaultHub(small_hub) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         origin, catalog = _bare_catalog(tmp_path)
         assert origin.card("zoo/pair") == catalog.card("zoo/pair") == card.read_text()

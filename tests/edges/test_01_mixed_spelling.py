@@ -20,7 +20,7 @@ from merging.static.inspection import inspect
 from tests.cli.conftest import Program
 from tests.edges.rows import peft_norm, relative_error, row
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.merging.adapters import adapter, deltas, distance, merge, total
 from tests.merging.test_controls import layer_up
 from tests.merging.test_evaluate import ROWS, tiny_adapter
@@ -225,7 +225,7 @@ def test_what_a_pool_says_of_the_base_counts_for_its_members(tmp_path: Path) -> 
 
 
 @pytest.fixture
-def six(root: Path, hub: LocalHub) -> LocalHub:
+def six(root: Path, hub: FaultHub) -> FaultHub:
     """Twelve adapters of one base model in six spellings, and two of another, beside those of the Hub."""
     for number, name in enumerate((*SPELLINGS, *SPELLINGS, BASE, BASE)):
         files = lora_files(name, r=1, lora_alpha=2 + number)
@@ -236,7 +236,7 @@ def six(root: Path, hub: LocalHub) -> LocalHub:
     return hub
 
 
-def test_a_selected_pool_merges(six: LocalHub, run: Program, tmp_path: Path) -> None:
+def test_a_selected_pool_merges(six: FaultHub, run: Program, tmp_path: Path) -> None:
     def ok(*words: str) -> Any:
         done = run(*words)
         assert done.exit_code == 0, done.output

@@ -23,7 +23,7 @@ from catalog.pools import EXPORT_RECORD, read_manifest, read_record
 from tests.cli.conftest import Program
 from tests.edges.rows import peft_norm, row
 from tests.hubs import make_repo
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.shared_data import shared
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -106,7 +106,7 @@ def crawled(run: Program, folders: dict[str, Path], root: Path, monkeypatch: pyt
     """Serves adapters as made/NAME and crawls them, weights kept."""
     for name, folder in folders.items():
         make_repo(root, f"made/{name}", {file.name: file.read_bytes() for file in folder.iterdir()})
-    with LocalHub(root) as hub:
+    with FaultHub(root) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         result = run("crawl", "--any-base", "--weights", "keep")
     assert result.exit_code == 0, result.output

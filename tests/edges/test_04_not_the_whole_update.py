@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.cli.conftest import Program
 from tests.edges.rows import row
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.merging.adapters import Q, adapter
 from tests.shared_data import shared
 
@@ -123,7 +123,7 @@ def everyone(run: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
         files = {**lora_files(TINY), "adapter_model.bin": b"\x80\x04 the same pickle"}
         files.pop("adapter_model.safetensors")
         make_repo(tmp_path / "hub", name, files)
-    with LocalHub(tmp_path / "hub") as hub:
+    with FaultHub(tmp_path / "hub") as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         assert run("crawl", "--any-base").exit_code == 0
     return run
@@ -191,7 +191,7 @@ def test_files_are_compared_that_nobody_has_read(
     files = lora_files(TINY) | {"adapter_model.safetensors": safetensors_bytes(lora_tensors(seed=1))}
     for name in ("ann/one", "bob/two"):
         make_repo(tmp_path / "hub", name, files)
-    with LocalHub(tmp_path / "hub") as hub:
+    with FaultHub(tmp_path / "hub") as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         assert run("crawl", "--any-base", "--weights", "headers").exit_code == 0
     assert json.loads(run("status", "--json").stdout)["waiting"] == 2

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.cli.conftest import Program
 from tests.edges.rows import peft_norm, relative_error, row
 from tests.hubs import make_repo
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.shared_data import shared
 
 HARMLESS = (
@@ -39,7 +39,7 @@ def test_the_crawl_accepts_and_measures_them_as_the_plain_one(
     for name in (*HARMLESS, "05-bias-setting/plain"):
         files = {file.name: file.read_bytes() for file in row(name).iterdir()}
         make_repo(tmp_path / "hub", f"made/{Path(name).name}", files)
-    with LocalHub(tmp_path / "hub") as hub:
+    with FaultHub(tmp_path / "hub") as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         assert run("crawl", "--any-base").exit_code == 0
     result = rows_of(run, "adapters")

@@ -11,7 +11,7 @@ import pytest
 from tests.cli.conftest import Program
 from tests.edges.rows import peft_norm, relative_error, row
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.shared_data import shared
 
 BASE = "acme/tiny"
@@ -49,7 +49,7 @@ def test_a_pool_can_hold_them_where_their_layers_are_named(
         files = lora_files(BASE, **config) | {"README.md": card("Mine.\n", base_model=BASE)}
         files["adapter_model.safetensors"] = safetensors_bytes(lora_tensors(seed=number) | neighbour)
         make_repo(tmp_path / "hub", name, files)
-    with LocalHub(tmp_path / "hub") as hub:
+    with FaultHub(tmp_path / "hub") as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         assert run("crawl", "--any-base", "--weights", "keep").exit_code == 0
 

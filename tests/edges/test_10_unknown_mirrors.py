@@ -17,7 +17,7 @@ from crawler.crawl.screening import Evidence, screen
 from tests.cli.conftest import TINY, Program
 from tests.edges.rows import row
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.shared_data import shared
 
 INSTRUCT = "meta-llama/Llama-3.1-8B-Instruct"
@@ -99,7 +99,7 @@ def test_an_adapter_whose_base_is_a_word_for_nothing_has_no_base(word: str) -> N
     [("None", TINY), ("null", [TINY, "None"]), ("", [f"https://huggingface.co/{TINY}", TINY])],
 )
 def test_the_card_is_asked_where_the_configuration_says_none(
-    word: str, of_card: object, hub: LocalHub, root: Path, run: Program
+    word: str, of_card: object, hub: FaultHub, root: Path, run: Program
 ) -> None:
     files = lora_files(word)
     files["README.md"] = card("Some words.\n", base_model=of_card, license="mit")
@@ -111,7 +111,7 @@ def test_the_card_is_asked_where_the_configuration_says_none(
 
 
 def test_a_name_that_was_made_up_before_is_known_no_more(
-    hub: LocalHub, root: Path, run: Program, data: Path
+    hub: FaultHub, root: Path, run: Program, data: Path
 ) -> None:
     """A catalog in which a suffix was cut: the next crawl describes the adapter again, in its old row."""
     make_repo(root, "dan/four", lora_files("someone/Other-7B-AWQ"), {})

@@ -14,7 +14,7 @@ from click.testing import Result
 
 from tests.edges.rows import peft_norm, relative_error, row
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.localhub.faults import EditJson, Fault
 from tests.shared_data import shared
 
@@ -44,7 +44,7 @@ def ok(result: Result) -> Any:
     return json.loads(result.stdout)
 
 
-def weights_requests(hub: LocalHub, name: str) -> int:
+def weights_requests(hub: FaultHub, name: str) -> int:
     return sum(
         requests.path.startswith(f"/{name}/resolve/") and WEIGHTS in requests.path for requests in hub.log
     )
@@ -57,7 +57,7 @@ def test_it_is_measured_chosen_exported_and_merged(
 ) -> None:
     folder, root = row("12-not-in-lfs") / "adapter", tmp_path / "rows"
     shutil.copytree(folder, root / "maker/small")
-    with LocalHub(root, faults=[outside_lfs(root, "maker/small")]) as hub:
+    with FaultHub(root, faults=[outside_lfs(root, "maker/small")]) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         report = ok(run("crawl", "--any-base", "--weights", policy, "--json"))
         assert (report["status"], report["accepted"], report["unmeasured"]) == ("complete", 1, 0)
@@ -79,19 +79,19 @@ def test_it_is_measured_chosen_exported_and_merged(
 
 
 @pytest.fixture
-def copies(tmp_path: Path) -> Iterator[tuple[LocalHub, Path]]:
+def copies(tmp_path: Path) -> Iterator[tuple[FaultHub, Path]]:
     """Two repositories with the same weights, those of ann/git outside LFS."""
     root = tmp_path / "copies"
     files = lora_files(TINY)
     files[WEIGHTS] = safetensors_bytes(lora_tensors(seed=3))
     for name in ("ann/git", "bob/lfs"):
         make_repo(root, name, files | {"README.md": card(f"By {name}.\n", base_model=TINY, license="mit")})
-    with LocalHub(root, faults=[outside_lfs(root, "ann/git")]) as hub:
+    with FaultHub(root, faults=[outside_lfs(root, "ann/git")]) as hub:
         yield hub, root
 
 
 def test_it_is_the_same_file_as_its_copy_in_lfs(
-    copies: tuple[LocalHub, Path], run: Program, monkeypatch: pytest.MonkeyPatch
+    copies: tuple[FaultHub, Path], run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub, root = copies
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
@@ -112,7 +112,7 @@ def test_it_is_the_same_file_as_its_copy_in_lfs(
 
 
 def test_what_an_earlier_crawl_left_unmeasured_is_measured_by_the_next_that_reads(
-    copies: tuple[LocalHub, Path], run: Program, monkeypatch: pytest.MonkeyPatch
+    copies: tuple[FaultHub, Path], run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub, _ = copies
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
@@ -125,7 +125,7 @@ def test_what_an_earlier_crawl_left_unmeasured_is_measured_by_the_next_that_read
 
 
 def test_other_bytes_than_git_promises_are_refused(
-    copies: tuple[LocalHub, Path], run: Program, monkeypatch: pytest.MonkeyPatch
+    copies: tuple[FaultHub, Path], run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub, root = copies
     hub.faults[:] = [outside_lfs(root, "ann/git", "0" * 40)]
@@ -138,7 +138,7 @@ def test_other_bytes_than_git_promises_are_refused(
 
 
 def test_too_large_weights_are_a_counted_reason_until_the_cap_is_raised(
-    copies: tuple[LocalHub, Path], run: Program, monkeypatch: pytest.MonkeyPatch
+    copies: tuple[FaultHub, Path], run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub, _ = copies
     monkeypatch.setenv("HF_ENDPOINT", hub.url)

@@ -20,7 +20,7 @@ from crawler.hub.wire import parse_rows
 from crawler.reading import cards, parse_card
 from tests.edges.rows import row
 from tests.hubs import lora_files, lora_tensors, make_repo, safetensors_bytes
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.localhub.faults import EditJson, Fault
 from tests.shared_data import shared
 
@@ -43,7 +43,7 @@ def test_a_tag_that_its_value_does_not_fit_costs_the_front_matter(
     texts = {name: (folder / f"{name}.md").read_bytes() for name in CARDS}
     assert {parse_card(text).problems for text in texts.values()} == {("bad_yaml",)}
     copies(tmp_path / "rows", files, texts)
-    with LocalHub(tmp_path / "rows") as hub:
+    with FaultHub(tmp_path / "rows") as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         first = run("crawl", "--any-base", "--json")
         assert first.exit_code == 0, first.stderr
@@ -81,7 +81,7 @@ PARSERS = {
 def test_a_parser_that_falls_is_a_reason_with_the_class_and_the_rest_is_kept(
     parser: str,
     root: Path,
-    hub: LocalHub,
+    hub: FaultHub,
     run: Program,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -106,7 +106,7 @@ class PanicException(BaseException):
 
 
 def test_the_panic_of_a_library_is_a_reason_too(
-    hub: LocalHub, run: Program, monkeypatch: pytest.MonkeyPatch
+    hub: FaultHub, run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def panic(*_: object) -> Any:
         raise PanicException
@@ -117,7 +117,7 @@ def test_the_panic_of_a_library_is_a_reason_too(
 
 
 def test_whoever_asks_for_more_sees_where_the_parser_fell(
-    hub: LocalHub, run: Program, monkeypatch: pytest.MonkeyPatch
+    hub: FaultHub, run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stages, "parse_config", fall)
     result = run("-v", "crawl", "--any-base")
@@ -135,7 +135,7 @@ def test_rows_of_listings_and_trees_fall_alone(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_want_of_memory_is_no_reason_against_an_adapter(
-    hub: LocalHub, run: Program, monkeypatch: pytest.MonkeyPatch
+    hub: FaultHub, run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def starve(*_: object) -> Any:
         raise MemoryError
@@ -177,14 +177,14 @@ def test_any_front_matter_ends_in_a_verdict(
     for name, front in HOSTILE.items():
         text = f"---\n{front}\n---\nWords of nobody.\n"
         make_repo(tmp_path / "hostile", f"eve/{name}", files | {"README.md": text.encode()})
-    with LocalHub(tmp_path / "hostile") as hub:
+    with FaultHub(tmp_path / "hostile") as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         report = json.loads(run("crawl", "--any-base", "--json").stdout)
     assert (report["status"], report["adapters"], report["failed"]) == ("complete", len(HOSTILE), 0)
 
 
 def test_the_fault_of_the_program_itself_is_counted_with_its_class(
-    hub: LocalHub, run: Program, monkeypatch: pytest.MonkeyPatch
+    hub: FaultHub, run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stages, "describe", fall)
     first = run("crawl", "--any-base", "--json")
@@ -199,7 +199,7 @@ class EditBytes(EditJson):
         return edited
 
 
-def test_a_row_of_a_listing_that_json_cannot_hold_costs_that_row(hub: LocalHub, run: Program) -> None:
+def test_a_row_of_a_listing_that_json_cannot_hold_costs_that_row(hub: FaultHub, run: Program) -> None:
     deep = b'{"_id": "7", "id": "eve/deep", "config": ' + b"[" * 100_000 + b"]" * 100_000 + b"}, "
     long = b'{"_id": "8", "id": "eve/long", "likes": ' + b"9" * 6000 + b"}, "
     hub.faults.append(Fault("filter=peft", EditBytes(lambda body: b"[" + deep + long + body[1:])))

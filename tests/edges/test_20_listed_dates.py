@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.cli.conftest import ROOT, Program
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.localhub.faults import EditJson, Fault
 
 FRONT = b"---\ntags: !!set {alpha, beta, gamma, delta}\n---\n"
@@ -17,7 +17,7 @@ FRONT = b"---\ntags: !!set {alpha, beta, gamma, delta}\n---\n"
 
 @pytest.mark.parametrize("year", ["0001", "1969", "9999"])
 def test_a_date_that_no_repository_can_have_stops_no_later_crawl(
-    year: str, hub: LocalHub, run: Program
+    year: str, hub: FaultHub, run: Program
 ) -> None:
     date = {"lastModified": f"{year}-01-01T00:00:00.000Z"}
     hub.faults.append(Fault("filter=peft", EditJson(lambda rows: [row | date for row in rows])))

@@ -11,7 +11,7 @@ from cli.main import loradex
 from tests.cli.conftest import TINY, Program
 from tests.edges.rows import row
 from tests.hubs import lora_files, make_repo
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.shared_data import shared
 
 INSTRUCT = "meta-llama/Llama-3.1-8B-Instruct"
@@ -30,7 +30,7 @@ def said(result: object) -> str:
 
 
 @shared
-def test_the_names_of_the_row(hub: LocalHub, run: Program) -> None:
+def test_the_names_of_the_row(hub: FaultHub, run: Program) -> None:
     for name in (row("28-names-of-no-base") / "bases.txt").read_text().split():
         done = run("crawl", "--base", name)
         assert done.exit_code == 0, done.output
@@ -59,7 +59,7 @@ def test_names_that_only_a_catalog_has_are_found_and_near() -> None:
 
 @pytest.mark.parametrize("words", [(), ("--dry-run",)])
 def test_a_crawl_that_lists_nothing_says_so_of_every_base(
-    words: tuple[str, ...], hub: LocalHub, run: Program
+    words: tuple[str, ...], hub: FaultHub, run: Program
 ) -> None:
     done = run("crawl", "--base", "google/gemma-2-2b", "--base", "some/slip", *words)
     assert done.exit_code == 0, done.output
@@ -69,7 +69,7 @@ def test_a_crawl_that_lists_nothing_says_so_of_every_base(
     )
 
 
-def test_a_crawl_says_it_of_the_base_alone_that_nobody_names(hub: LocalHub, run: Program) -> None:
+def test_a_crawl_says_it_of_the_base_alone_that_nobody_names(hub: FaultHub, run: Program) -> None:
     first = run("crawl", "--base", TINY, "--base", "some/slip")
     assert f"adapter of {TINY}" not in said(first)
     assert "adapter of some/slip" in said(first)
@@ -99,7 +99,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Program:
     place = tmp_path_factory.mktemp("filled")
     make_repo(place / "hub", "ann/one", lora_files(TINY))
     data = ["--data", str(place / "data")]
-    with LocalHub(place / "hub") as running, pytest.MonkeyPatch.context() as environment:
+    with FaultHub(place / "hub") as running, pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_ENDPOINT", running.url)
         done = CliRunner().invoke(loradex, [*data, "-q", "crawl", "--any-base"])
     assert done.exit_code == 0, done.output

@@ -14,7 +14,7 @@ from crawler.localhub import omissions
 from crawler.localhub.folder import HubFolder
 from tests.edges.rows import row
 from tests.hubs import card, lora_files, make_repo
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.shared_data import shared
 
 Program = Callable[..., Result]
@@ -48,7 +48,7 @@ def test_each_name_has_one_line_on_start(
         assert len(line) > len(f"left out: {name}: ") + 10
     assert len(lines) == 2 + len(names)
     assert run("-q", "hub", "serve", str(tmp_path)).stderr == ""
-    with LocalHub(tmp_path) as hub:
+    with FaultHub(tmp_path) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         report = json.loads(run("crawl", "--any-base", "--weights", "headers", "--json").stdout)
     assert (report["listed"], report["adapters"]) == (1, 1)

@@ -23,7 +23,7 @@ from catalog.settings import Settings
 from cli.main import loradex
 from tests.cli.conftest import Program
 from tests.db.test_search import Thesaurus
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 
 Lock = Callable[[Path], AbstractContextManager[None]]
 NOBODY = 65534
@@ -112,7 +112,7 @@ def data(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def filled(hub: LocalHub, run: Program, data: Path) -> Path:
+def filled(hub: FaultHub, run: Program, data: Path) -> Path:
     """The data folder after a crawl, with a pool; no index was made yet."""
     assert run("-q", "crawl", "--any-base", "--weights", "keep").exit_code == 0
     assert run("select", "both", "--by", "random", "-k", "2").exit_code == 0

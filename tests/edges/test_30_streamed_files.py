@@ -14,7 +14,7 @@ from cli.app import Exit
 from tests.cli.conftest import TINY, Program
 from tests.crawl_process import crawl_and_wait_for_weights
 from tests.hubs import lora_files, lora_tensors, make_repo, safetensors_bytes
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 from tests.processes import send_signal, start_process, wait_for
 
 CRAWL = ("crawl", "--any-base", "--weights")
@@ -52,7 +52,7 @@ def temporary_folders(data: Path) -> list[Path]:
     ],
 )
 def test_weights_that_were_being_read_are_gone_after_the_next_crawl(
-    hub: LocalHub, run: Program, data: Path, tmp_path: Path, number: int, code: int
+    hub: FaultHub, run: Program, data: Path, tmp_path: Path, number: int, code: int
 ) -> None:
     assert run(*CRAWL, "keep").exit_code == 0
     remaining = files(data / "blobs")
@@ -77,7 +77,7 @@ def test_weights_that_were_being_read_are_gone_after_the_next_crawl(
     assert run("show", "dan/four", "--json").exit_code == 0
 
 
-def test_a_folder_in_use_survives_the_start_of_another_crawl(hub: LocalHub, run: Program, data: Path) -> None:
+def test_a_folder_in_use_survives_the_start_of_another_crawl(hub: FaultHub, run: Program, data: Path) -> None:
     data.mkdir()
     with temporary_folder(data) as folder:
         (folder / "streaming").write_bytes(b"half a file")
@@ -86,7 +86,7 @@ def test_a_folder_in_use_survives_the_start_of_another_crawl(hub: LocalHub, run:
     assert not temporary_folders(data)
 
 
-def test_a_file_that_is_kept_is_read_there_and_stays(hub: LocalHub, run: Program, data: Path) -> None:
+def test_a_file_that_is_kept_is_read_there_and_stays(hub: FaultHub, run: Program, data: Path) -> None:
     weights = add_adapter(hub.root, "dan/four")
     sha256 = hashlib.sha256(weights).hexdigest()
     blobs = BlobStore(data / "blobs")
@@ -100,7 +100,7 @@ def test_a_file_that_is_kept_is_read_there_and_stays(hub: LocalHub, run: Program
 
 
 def test_a_kept_file_with_other_bytes_is_not_measured_and_not_deleted(
-    hub: LocalHub, run: Program, data: Path
+    hub: FaultHub, run: Program, data: Path
 ) -> None:
     weights = add_adapter(hub.root, "dan/four")
     sha256 = hashlib.sha256(weights).hexdigest()

@@ -8,7 +8,7 @@ FORMATS = ("json", "jsonl", "csv", "tsv")
 
 
 @dataclass(frozen=True)
-class Command:
+class GoldenCommand:
     """A command; after it the text files that match `files` are recorded, and digests of the others.
 
     The values of the JSON keys `wording` are texts for people, which may change; without `printed` what the
@@ -30,138 +30,146 @@ class Wrong:
     arguments: str
 
 
-def _each_format(name: str, arguments: str, wording: tuple[str, ...] = ()) -> tuple[Command, ...]:
+def _each_format(name: str, arguments: str, wording: tuple[str, ...] = ()) -> tuple[GoldenCommand, ...]:
     return tuple(
-        Command(f"{name}.{form}", f"{arguments} --{form}", wording=wording if form.startswith("json") else ())
+        GoldenCommand(
+            f"{name}.{form}", f"{arguments} --{form}", wording=wording if form.startswith("json") else ()
+        )
         for form in FORMATS
     )
 
 
-def _merge(name: str, method: str, *, members: str = "near") -> Command:
+def _merge(name: str, method: str, *, members: str = "near") -> GoldenCommand:
     words = f"merge {members} --method {method} -o out/{name} --json"
-    return Command(f"merge-{name}", words, (f"out/{name}/*",))
+    return GoldenCommand(f"merge-{name}", words, (f"out/{name}/*",))
 
 
-def _weights(method: str) -> Command:
+def _weights(method: str) -> GoldenCommand:
     """A merge of which the weights count."""
     words = f"merge adapters/a0 adapters/a2 --method {method} --seed 1 --mixed-ranks"
     words += f" -o out/weights-{method} --json"
-    return Command(f"weights-{method}", words, (f"out/weights-{method}/*.safetensors",), printed=False)
+    return GoldenCommand(f"weights-{method}", words, (f"out/weights-{method}/*.safetensors",), printed=False)
 
 
-CATALOG: tuple[Command, ...] = (
-    Command("crawl-preview", "crawl --any-base --dry-run --json"),
-    Command("crawl-limited-preview", "crawl --limit 5 --rules paper --dry-run --json"),
-    Command("crawl", "crawl --any-base --weights keep --json"),
-    Command("crawl-again", "crawl --any-base --weights keep --json"),
-    Command("status", "status --json"),
-    Command("status-paper", "status --rules paper --json"),
-    Command("status-licensed", "status --rules licensed --json"),
+CATALOG: tuple[GoldenCommand, ...] = (
+    GoldenCommand("crawl-preview", "crawl --any-base --dry-run --json"),
+    GoldenCommand("crawl-limited-preview", "crawl --limit 5 --rules paper --dry-run --json"),
+    GoldenCommand("crawl", "crawl --any-base --weights keep --json"),
+    GoldenCommand("crawl-again", "crawl --any-base --weights keep --json"),
+    GoldenCommand("status", "status --json"),
+    GoldenCommand("status-paper", "status --rules paper --json"),
+    GoldenCommand("status-licensed", "status --rules licensed --json"),
     *_each_format("adapters", "adapters"),
-    Command("adapters-accepted", "adapters --verdict accepted --rules paper -k 3 --json"),
-    Command("adapters-skipped", "adapters --verdict skipped --rules licensed -k 3 --sort downloads --jsonl"),
-    Command("adapters-reason", "adapters --reason license_missing --sort norm -k 3 --jsonl"),
-    Command("adapters-where", "adapters --where 'rank:4..8 license:mit,cc-by-4.0 -owner:ann' --jsonl"),
-    Command(
+    GoldenCommand("adapters-accepted", "adapters --verdict accepted --rules paper -k 3 --json"),
+    GoldenCommand(
+        "adapters-skipped", "adapters --verdict skipped --rules licensed -k 3 --sort downloads --jsonl"
+    ),
+    GoldenCommand("adapters-reason", "adapters --reason license_missing --sort norm -k 3 --jsonl"),
+    GoldenCommand("adapters-where", "adapters --where 'rank:4..8 license:mit,cc-by-4.0 -owner:ann' --jsonl"),
+    GoldenCommand(
         "adapters-where-words", "adapters --where '(questions | reason:zero_update) downloads:*' --jsonl"
     ),
-    Command("fields", "fields --json", wording=("help",)),
-    Command("show", "show zoo/overruling --json"),
-    Command("show-same-owner", "show zoo/banking77-r2 --rules licensed --json"),
-    Command("show-zero", "show made-here/never-trained --json"),
-    Command("show-truncated", "show made-here/truncated --json"),
-    Command("show-folder", "show made-here/checkpoints:checkpoint-20 --json"),
-    Command("show-dora", "show huggingface/peft-dora --json"),
-    Command("show-headless", "show alphrc/lilm --json"),
-    Command("show-tiny", "show ann/one --json"),
+    GoldenCommand("fields", "fields --json", wording=("help",)),
+    GoldenCommand("show", "show zoo/overruling --json"),
+    GoldenCommand("show-same-owner", "show zoo/banking77-r2 --rules licensed --json"),
+    GoldenCommand("show-zero", "show made-here/never-trained --json"),
+    GoldenCommand("show-truncated", "show made-here/truncated --json"),
+    GoldenCommand("show-folder", "show made-here/checkpoints:checkpoint-20 --json"),
+    GoldenCommand("show-dora", "show huggingface/peft-dora --json"),
+    GoldenCommand("show-headless", "show alphrc/lilm --json"),
+    GoldenCommand("show-tiny", "show ann/one --json"),
     *_each_format("search", "search questions --words -k 3"),
-    Command("search-where", "search 'speaker corrects' --words --weights 2,1 --where rank:2..4 --json"),
+    GoldenCommand("search-where", "search 'speaker corrects' --words --weights 2,1 --where rank:2..4 --json"),
     *_each_format("similar", "similar zoo/banking77 -k 3"),
-    Command("similar-delta", "similar zoo/banking77 --by delta -k 3 --json"),
-    Command("similar-exact", "similar zoo/banking77 --exact -k 2 --json"),
-    Command("similar-any", "similar zoo/overruling --verdict any -k 40 --jsonl"),
-    Command("similar-folder", "similar adapters/a1 -k 4 --json"),
+    GoldenCommand("similar-delta", "similar zoo/banking77 --by delta -k 3 --json"),
+    GoldenCommand("similar-exact", "similar zoo/banking77 --exact -k 2 --json"),
+    GoldenCommand("similar-any", "similar zoo/overruling --verdict any -k 40 --jsonl"),
+    GoldenCommand("similar-folder", "similar adapters/a1 -k 4 --json"),
     *_each_format("duplicates", "duplicates"),
     *(
-        Command(f"duplicates-{level}", f"duplicates --level {level} --verdict any --json")
+        GoldenCommand(f"duplicates-{level}", f"duplicates --level {level} --verdict any --json")
         for level in ("file", "tensor", "delta", "family")
     ),
-    Command("scores-import", "scores import scores.csv --source measured --split valid -n 100 --json"),
-    Command("scores-import-base", "scores import zero.csv --source measured --split valid -n 100 --json"),
+    GoldenCommand("scores-import", "scores import scores.csv --source measured --split valid -n 100 --json"),
+    GoldenCommand(
+        "scores-import-base", "scores import zero.csv --source measured --split valid -n 100 --json"
+    ),
     *_each_format("scores-show", "scores show"),
-    Command("scores-adapter", "scores show zoo/banking77 --json"),
-    Command("scores-task", "scores show --task fig_qa --csv"),
-    Command("fingerprint", "fingerprint hub/zoo/banking77 adapters/a0 --json"),
-    Command("fingerprint-jsonl", "fingerprint hub/zoo/overruling-r2 --jsonl"),
-    Command("fingerprint-csv", "fingerprint adapters/a1 --csv"),
-    Command("fingerprint-missing", "fingerprint --json"),
+    GoldenCommand("scores-adapter", "scores show zoo/banking77 --json"),
+    GoldenCommand("scores-task", "scores show --task fig_qa --csv"),
+    GoldenCommand("fingerprint", "fingerprint hub/zoo/banking77 adapters/a0 --json"),
+    GoldenCommand("fingerprint-jsonl", "fingerprint hub/zoo/overruling-r2 --jsonl"),
+    GoldenCommand("fingerprint-csv", "fingerprint adapters/a1 --csv"),
+    GoldenCommand("fingerprint-missing", "fingerprint --json"),
 )
 
 _NEAR = "--by adapter --like zoo/banking77 -k 4 --exclude zoo/banking77 --distinct delta --controls"
 _SMOL = "--base HuggingFaceTB/SmolLM2-135M-Instruct"
-POOLS: tuple[Command, ...] = (
-    Command("select-adapter", f"select near {_NEAR} --json", ("data/pools/**/*.json",)),
-    Command(
+POOLS: tuple[GoldenCommand, ...] = (
+    GoldenCommand("select-adapter", f"select near {_NEAR} --json", ("data/pools/**/*.json",)),
+    GoldenCommand(
         "select-adapter-delta", "select x --by adapter --like zoo/disfl_qa --kind delta -k 3 --dry-run --json"
     ),
-    Command("select-random", "select chance --by random -k 3 --seed 7 --json"),
-    Command("select-random-owner", "select x --by random -k 2 --per-owner 1 --seed 1 --dry-run --json"),
-    Command("select-random-family", "select x --by random -k 5 --per-family 1 --dry-run --json"),
-    Command("select-parameters", "select x --by random -k 5 --parameters 1000000 --dry-run --json"),
-    Command("select-matched", "select likewise --by matched --to near -k 4 --seed 3 --json"),
-    Command("select-rank", "select x --by rank -k all --where license:* --use commercial --dry-run --json"),
-    Command("select-score", "select scored --by score --task overruling -k 3 --json"),
-    Command("select-worst", "select x --by worst --task overruling -k 3 --dry-run --json"),
-    Command("select-prior", "select x --by prior --task overruling -k 3 --dry-run --json"),
-    Command(
+    GoldenCommand("select-random", "select chance --by random -k 3 --seed 7 --json"),
+    GoldenCommand("select-random-owner", "select x --by random -k 2 --per-owner 1 --seed 1 --dry-run --json"),
+    GoldenCommand("select-random-family", "select x --by random -k 5 --per-family 1 --dry-run --json"),
+    GoldenCommand("select-parameters", "select x --by random -k 5 --parameters 1000000 --dry-run --json"),
+    GoldenCommand("select-matched", "select likewise --by matched --to near -k 4 --seed 3 --json"),
+    GoldenCommand(
+        "select-rank", "select x --by rank -k all --where license:* --use commercial --dry-run --json"
+    ),
+    GoldenCommand("select-score", "select scored --by score --task overruling -k 3 --json"),
+    GoldenCommand("select-worst", "select x --by worst --task overruling -k 3 --dry-run --json"),
+    GoldenCommand("select-prior", "select x --by prior --task overruling -k 3 --dry-run --json"),
+    GoldenCommand(
         "select-tasks",
         "select x --by tasks --task fig_qa --texts texts.json --query idioms -k 3 --dry-run --json",
     ),
-    Command("select-text", "select x --by text --query 'questions of parity' -k 3 --dry-run --json"),
-    Command("search-meaning", "search 'questions of parity' -k 4 --json"),
-    Command(
+    GoldenCommand("select-text", "select x --by text --query 'questions of parity' -k 3 --dry-run --json"),
+    GoldenCommand("search-meaning", "search 'questions of parity' -k 4 --json"),
+    GoldenCommand(
         "select-completion",
         "select x --by completion --task fig_qa --texts texts.json --query idioms -k 3 --dry-run --json",
     ),
-    Command(
+    GoldenCommand(
         "select-gradient",
         "select slope --by gradient --base tests/tiny-llama --task tasks/thirds --samples 8 -k 3 --json",
     ),
-    Command(
+    GoldenCommand(
         "select-gradient-exact",
         "select x --by gradient --base tests/tiny-llama --task thirds --tasks tasks --samples 8 -k 3"
         " --exact --dry-run --json",
     ),
-    Command(
+    GoldenCommand(
         "select-racing",
         "select race --by racing --base tests/tiny-llama --task tasks/thirds --budget 40 -k 2 --json",
     ),
     *_each_format("pools", "pools"),
-    Command("pool-show", "pool show near --json"),
-    Command("pool-show-control", "pool show near-shuffled --json"),
-    Command("pool-verify", "pool verify near --json"),
-    Command("pool-verify-hub", "pool verify near --hub --use commercial --json"),
-    Command("pool-export", "pool export near --to out/peft --weights --json", ("out/peft/**/*",)),
-    Command("pool-verify-export", "pool verify out/peft/near-???????? --json"),
-    Command(
+    GoldenCommand("pool-show", "pool show near --json"),
+    GoldenCommand("pool-show-control", "pool show near-shuffled --json"),
+    GoldenCommand("pool-verify", "pool verify near --json"),
+    GoldenCommand("pool-verify-hub", "pool verify near --hub --use commercial --json"),
+    GoldenCommand("pool-export", "pool export near --to out/peft --weights --json", ("out/peft/**/*",)),
+    GoldenCommand("pool-verify-export", "pool verify out/peft/near-???????? --json"),
+    GoldenCommand(
         "pool-export-as-is", "pool export slope --to out/as-is --weights --as-is --json", ("out/as-is/**/*",)
     ),
-    Command(
+    GoldenCommand(
         "pool-export-hub", "pool export slope --to out/hub --format hub --weights --json", ("out/hub/**/*",)
     ),
     *(
-        Command(
+        GoldenCommand(
             f"pool-export-{form}",
             f"pool export scored --to out/{form} --format {form} --json",
             (f"out/{form}/**/*",),
         )
         for form in ("mergekit", "vllm", "ids")
     ),
-    Command(
+    GoldenCommand(
         "pool-import", "--data other pool import out/peft/near-???????? --json", ("other/pools/**/*.json",)
     ),
-    Command("blobs-verify", "blobs verify --json"),
-    Command("blobs-repair", "blobs repair --json"),
+    GoldenCommand("blobs-verify", "blobs verify --json"),
+    GoldenCommand("blobs-repair", "blobs repair --json"),
 )
 
 _OTHER_METHODS = (
@@ -170,9 +178,9 @@ _OTHER_METHODS = (
     *("peft-dare-linear", "peft-dare-ties", "peft-magnitude-prune-svd", "peft-dare-linear-svd"),
     *("peft-dare-ties-svd", "tsv-m", "iso-c", "iso-cts"),
 )
-MERGES: tuple[Command, ...] = (
-    Command("methods", "methods --json", wording=("summary", "meaning")),
-    Command("adaptive", "adaptive --json", wording=("summary",)),
+MERGES: tuple[GoldenCommand, ...] = (
+    GoldenCommand("methods", "methods --json", wording=("summary", "meaning")),
+    GoldenCommand("adaptive", "adaptive --json", wording=("summary",)),
     _merge("average", "average --rank 4"),
     _merge("ties", "ties --rank 8 -p density=0.3"),
     _merge("svd", "svd --rank 2 --dtype float32 --weights 0.1,0.2,0.3,0.4"),
@@ -192,46 +200,46 @@ MERGES: tuple[Command, ...] = (
     ),
     _merge("separate-average", "separate-average", members="adapters/a0 adapters/a2"),
     *map(_weights, _OTHER_METHODS),
-    Command("merge-price", "merge near --method ties --rank 8 --dry-run --json"),
-    Command(
+    GoldenCommand("merge-price", "merge near --method ties --rank 8 --dry-run --json"),
+    GoldenCommand(
         "merge-apply",
         "merge adapters/a0 adapters/a1 --method average --apply-to base -o out/full --json",
         ("out/full/*",),
     ),
-    Command("inspect-merge", "inspect-merge near --json"),
-    Command(
+    GoldenCommand("inspect-merge", "inspect-merge near --json"),
+    GoldenCommand(
         "inspect-merge-result",
         "inspect-merge adapters/a0 adapters/a1 adapters/a2 adapters/a3 --result out/sum --json",
     ),
 )
 
-LEARNING: tuple[Command, ...] = (
-    Command(
+LEARNING: tuple[GoldenCommand, ...] = (
+    GoldenCommand(
         "train",
         "train --base base --task tasks/thirds --rank 2 --lr 1e-3,1e-2 --steps 3 --batch 2 --samples 10"
         " --evaluate-every 1 -o out/trained --json",
         ("out/trained/*",),
     ),
-    Command(
+    GoldenCommand(
         "train-dora",
         "train --base base --task thirds --tasks tasks --rank 2 --lr 1e-2 --steps 2 --batch 2 --samples 10"
         " --variant dora --seed 4 -o out/dora --json",
         ("out/dora/*",),
     ),
-    Command(
+    GoldenCommand(
         "adapt",
         "adapt adapters/a1 adapters/a2 --with adapters/a0 --base base --task tasks/thirds --samples 10"
         " --steps 3 --split test --limit 5 -o out/adapted --json",
         ("out/adapted/*",),
     ),
-    Command(
+    GoldenCommand(
         "adapt-pool",
         "adapt slope --base tests/tiny-llama --task tasks/halves --method lorahub --samples 10 --steps 3"
         " --control random-each -o out/hubbed --json",
         ("out/hubbed/*", "data/controls/**/*"),
     ),
     *(
-        Command(
+        GoldenCommand(
             f"adapt-{method}",
             f"adapt adapters/a0 adapters/a2 --base base --task tasks/thirds --method {method} --samples 10"
             " --steps 2 --split test --limit 4 --json",
@@ -239,7 +247,7 @@ LEARNING: tuple[Command, ...] = (
         for method in ("adamerging", "adamerging-entropy", "soups", "pi-tuning")
     ),
     *(
-        Command(
+        GoldenCommand(
             f"adapt-{method}",
             f"adapt adapters/a0 adapters/a2 --base base --task tasks/thirds --method {method} --samples 10"
             " --split test --limit 4 --json",
@@ -247,33 +255,33 @@ LEARNING: tuple[Command, ...] = (
         for method in ("average", "arrow")
     ),
     *(
-        Command(
+        GoldenCommand(
             f"adapt-{method}",
             f"adapt adapters/a0 adapters/a2 --with out/trained --base base --task tasks/thirds"
             f" --method {method} --samples 10 --steps 2 --split test --limit 4 --json",
         )
         for method in ("arrow-trained", "target-rescaled", "target-continued")
     ),
-    Command(
+    GoldenCommand(
         "evaluate",
         "evaluate --base tests/tiny-llama --task all --tasks tasks --limit 6 --adapter adapters/a0"
         " --adapter adapters/a1 --pool slope --log out/log.jsonl -o out/scores.json --json",
         ("out/log.jsonl", "out/scores.json"),
     ),
-    Command(
+    GoldenCommand(
         "evaluate-partial",
         "evaluate --base base --task tasks/thirds --limit 3 --seed 2 --adapter hub/zoo/fig_qa-r4 --json",
     ),
-    Command("scores-import-json", "scores import out/scores.json --json"),
-    Command("scores-show-json", "scores show --task thirds --jsonl"),
-    Command("study-list", "study list --json", wording=("title",)),
-    Command("study-count", "study run study.yaml -o out/study --dry-run --json"),
-    Command(
+    GoldenCommand("scores-import-json", "scores import out/scores.json --json"),
+    GoldenCommand("scores-show-json", "scores show --task thirds --jsonl"),
+    GoldenCommand("study-list", "study list --json", wording=("title",)),
+    GoldenCommand("study-count", "study run study.yaml -o out/study --dry-run --json"),
+    GoldenCommand(
         "study-run",
         "study run study.yaml -o out/study --json",
         ("out/study/*.json*", "out/study/steps/*/step.json", "out/study/steps/*/result.json"),
     ),
-    Command(
+    GoldenCommand(
         "study-report",
         "study report out/study --json",
         ("out/study/summary.json",),
@@ -281,16 +289,16 @@ LEARNING: tuple[Command, ...] = (
     ),
 )
 
-LAST: tuple[Command, ...] = (
-    Command("base-list", "base list --json"),
+LAST: tuple[GoldenCommand, ...] = (
+    GoldenCommand("base-list", "base list --json"),
     *_each_format("base-list-llama", "base list --base meta-llama/Llama-3.1-8B-Instruct"),
-    Command("base-add", "base add tests/tiny-llama mirrors/tiny --note 'heard of it'"),
-    Command("base-list-added", "base list --base mirrors/tiny --jsonl"),
-    Command("index-check-before", "index check --json"),
+    GoldenCommand("base-add", "base add tests/tiny-llama mirrors/tiny --note 'heard of it'"),
+    GoldenCommand("base-list-added", "base list --base mirrors/tiny --jsonl"),
+    GoldenCommand("index-check-before", "index check --json"),
     *_each_format("index-rebuild", "index rebuild"),
-    Command("index-check", "index check --json", ("data/index/*.faiss", "data/index/*.keys")),
-    Command("db-check", "db check"),
-    Command("db-info", "db info --json"),
+    GoldenCommand("index-check", "index check --json", ("data/index/*.faiss", "data/index/*.keys")),
+    GoldenCommand("db-check", "db check"),
+    GoldenCommand("db-info", "db info --json"),
 )
 
 WRONG: tuple[Wrong, ...] = (

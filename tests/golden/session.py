@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.golden.commands import CATALOG, LAST, LEARNING, MERGES, POOLS, WRONG, Command, Wrong
+from tests.golden.commands import CATALOG, LAST, LEARNING, MERGES, POOLS, WRONG, GoldenCommand, Wrong
 from tests.golden.compare import ERRORS, MACHINE, machine
 from tests.golden.normalise import compact, file_line, normalise, without_wording
 from tests.golden.world import ROOT, write_world
@@ -116,7 +116,7 @@ def _expand_pattern(word: str) -> list[str]:
     return sorted(map(str, Path().glob(word))) if "?" in word else [word]
 
 
-def _record(command: Command, folder: Path, requests: dict[str, str]) -> str:
+def _record(command: GoldenCommand, folder: Path, requests: dict[str, str]) -> str:
     result = _run(command.arguments)
     text = without_wording(_normal(result.stdout, folder), command.wording)
     head = f"$ loradex {command.arguments}\nexit code {result.exit_code}\n"

@@ -1,5 +1,5 @@
 """The local Hub as tests need it: with faults, limits, redirects and a log of what it was asked for."""
 
-from tests.localhub.server import Limits, LocalHub
+from tests.localhub.server import FaultHub, Limits
 
-__all__ = ["Limits", "LocalHub"]
+__all__ = ["FaultHub", "Limits"]

@@ -16,7 +16,7 @@ from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from crawler.localhub import LocalHub as PlainHub
+from crawler.localhub import LocalHub
 from tests.localhub.faults import Fault, spoil
 from tests.localhub.wire import SeenRequest, request_kind, with_headers
 
@@ -31,7 +31,7 @@ class Limits:
     clock: Callable[[], float] = time.monotonic
 
 
-class LocalHub(PlainHub):
+class FaultHub(LocalHub):
     """A folder served on loopback for as long as the `with` block lasts; ready when it begins.
 
     `faults` is a list that may be changed while the Hub runs. With `cdn` the bodies of LFS files come
@@ -52,7 +52,7 @@ class LocalHub(PlainHub):
         super().__init__(root, port=port, wrap=self._wire)
         self.faults = list(faults)
         self._limits = limits
-        self._cdn = PlainHub(root, wrap=self._wire) if cdn else None
+        self._cdn = LocalHub(root, wrap=self._wire) if cdn else None
         self._redirect_small = redirect_small
         self._log: list[SeenRequest] = []
         self._lock = threading.Lock()

@@ -14,13 +14,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
-from crawler.localhub import HubFolder
-from crawler.localhub import LocalHub as PlainHub
+from crawler.localhub import HubFolder, LocalHub
 
 REPOSITORY = "/datasets/{owner}/{name}"
 
 
-class UploadHub(PlainHub):
+class UploadHub(LocalHub):
     """A Hub of the data sets in a folder, which its owner may change; `visibility` is that of each.
 
     `commits` has the lines of every commit, and `uploaded` the digests of the LFS objects that were sent.

@@ -155,12 +155,12 @@ def midnight(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     from transformers.utils import chat_template_utils
 
     def set_day(day: int) -> None:
-        class Clock(datetime.datetime):
+        class FixedDateTime(datetime.datetime):
             @classmethod
             def now(cls, tz: Any = None) -> datetime.datetime:
                 return datetime.datetime(2030, 5, day, 23, 59, tzinfo=tz)
 
-        monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+        monkeypatch.setattr(chat_template_utils, "datetime", FixedDateTime)
 
     return set_day
 

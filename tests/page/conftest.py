@@ -14,7 +14,7 @@ import loradex
 from loradex.page import Documents, create_app
 from loradex.page.server import Site
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 
 TINY = "acme/tiny"
 NAMES = ("ann/one", "ann/two", "bob/three", "bob/four", "cat/five")
@@ -52,7 +52,7 @@ def page_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         files["adapter_model.safetensors"] = safetensors_bytes(lora_tensors(layers=2, seed=seed))
         make_repo(folder / "hub", name, files, {"downloads": 10 * seed})
     data = folder / "data"
-    with LocalHub(folder / "hub") as hub, pytest.MonkeyPatch.context() as environment:
+    with FaultHub(folder / "hub") as hub, pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_ENDPOINT", hub.url)
         catalog = loradex.open(data)
         assert catalog.crawl(any_base=True, weights="keep").status == "complete"
@@ -123,7 +123,7 @@ def alike_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         files["adapter_model.safetensors"] = safetensors_bytes(tensors)
         files["README.md"] = card(f"# {name}", base_model=TINY)
         make_repo(folder / "hub", name, files)
-    with LocalHub(folder / "hub") as hub, pytest.MonkeyPatch.context() as environment:
+    with FaultHub(folder / "hub") as hub, pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_ENDPOINT", hub.url)
         loradex.open(folder / "data").crawl(any_base=True, weights="keep")
     return folder / "data"

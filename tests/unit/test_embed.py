@@ -32,7 +32,7 @@ from catalog.index.encoder import (
     has_content,
     load_embedder,
 )
-from tests.localhub import LocalHub
+from tests.localhub import FaultHub
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "house", "sky", "of", "."]
 packaged = pytest.mark.skipif(
@@ -344,7 +344,7 @@ def test_an_encoder_comes_from_the_hub_and_then_from_the_cache(model_folder: Pat
     environment = os.environ | {"HF_HOME": str(tmp_path / "home")}
     del environment["HF_HUB_DISABLE_PROGRESS_BARS"]
     pipe = subprocess.PIPE
-    with LocalHub(tmp_path / "hub") as hub:
+    with FaultHub(tmp_path / "hub") as hub:
         environment["HF_ENDPOINT"] = hub.url
         process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         assert process.stdout is not None

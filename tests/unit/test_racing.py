@@ -21,7 +21,7 @@ from tests.unit.test_scores import draw_matrix, same
 pytestmark = pytest.mark.slow
 
 
-class Bench:
+class NoisyBench:
     """Measures adapters of known true scores with binomial errors, and remembers what it was asked for."""
 
     def __init__(self, names: ScoreMatrix, truth: Floats, refused: Sequence[str] = ()) -> None:
@@ -44,9 +44,9 @@ class Bench:
         return result
 
 
-def run(seed: int, budget: int, **options: int) -> tuple[Race, Bench, Floats]:
+def run(seed: int, budget: int, **options: int) -> tuple[Race, NoisyBench, Floats]:
     names, truth = plant_matrix(seed, rows=60)
-    bench = Bench(names, truth[:, 0])
+    bench = NoisyBench(names, truth[:, 0])
     return race(names.blank("t0"), "t0", bench, budget, **options), bench, truth[:, 0]
 
 
@@ -84,7 +84,7 @@ def test_the_same_answers_give_the_same_race() -> None:
 
 def test_samples_of_a_cell_are_pooled() -> None:
     result, bench, _ = run(2, 300)
-    answers = Bench(result.matrix, np.array([bench.truth[name] for name in result.matrix.adapters]))
+    answers = NoisyBench(result.matrix, np.array([bench.truth[name] for name in result.matrix.adapters]))
     right: Counter[str] = Counter()
     for adapters, n in bench.asked:
         for name, score in zip(adapters, answers(adapters, n), strict=True):
@@ -104,7 +104,7 @@ def test_a_race_finds_better_adapters_than_the_same_samples_for_everyone() -> No
     for task in range(8):
         names, truth = plant_matrix(task, rows=60)
         name, scores = f"t{task}", truth[:, task]
-        bench = Bench(names, scores)
+        bench = NoisyBench(names, scores)
         result = race(names.blank(name), name, bench, 600)
         raced.append(scores[result.ranking.order()[:5]].mean() - scores.mean())
         values = np.random.default_rng(task).binomial(10, scores) / 10
@@ -122,7 +122,7 @@ def test_an_adapter_that_stands_out_is_found_whatever_the_other_tasks_say() -> N
     truth = truth[:, 0].clip(0, 0.6)
     worst = int(np.argmin(truth))
     truth[worst] = 1.0
-    result = race(names.blank("t0"), "t0", Bench(names, truth), 800)
+    result = race(names.blank("t0"), "t0", NoisyBench(names, truth), 800)
     assert result.ranking.order()[0] == worst
 
 
@@ -130,7 +130,7 @@ def test_what_was_measured_before_is_not_bought_again() -> None:
     names, truth = plant_matrix(3, rows=30)
     n = np.where(np.arange(30) < 10, 100.0, 0.0)
     part = names.with_column("t0", np.where(n > 0, names.values[:, 0], np.nan), n)
-    bench = Bench(names, truth[:, 0])
+    bench = NoisyBench(names, truth[:, 0])
     result = race(part, "t0", bench, 200)
     assert not set(bench.samples()) & set(names.adapters[:10]), "their 100 samples are the cap"
     assert same(result.matrix.values[:10, 0], names.values[:10, 0])
@@ -140,7 +140,7 @@ def test_what_was_measured_before_is_not_bought_again() -> None:
 def test_an_adapter_that_cannot_be_measured_is_asked_for_once() -> None:
     names, truth = plant_matrix(4, rows=20)
     refused = names.adapters[::3]
-    bench = Bench(names, truth[:, 0], refused)
+    bench = NoisyBench(names, truth[:, 0], refused)
     result = race(names.blank("t0"), "t0", bench, 2000, cap=30)
     counts = Counter(name for adapters, _ in bench.asked for name in adapters)
     assert {name: counts[name] for name in refused} == dict.fromkeys(refused, 1)
@@ -151,7 +151,7 @@ def test_an_adapter_that_cannot_be_measured_is_asked_for_once() -> None:
 def test_where_nobody_can_be_measured_there_is_no_race() -> None:
     names, truth = plant_matrix(4, rows=6)
     with pytest.raises(UsageError, match="No adapter could be measured on t0"):
-        race(names.blank("t0"), "t0", Bench(names, truth[:, 0], names.adapters), 100)
+        race(names.blank("t0"), "t0", NoisyBench(names, truth[:, 0], names.adapters), 100)
 
 
 @pytest.mark.parametrize("answers", [[0.5], [0.5, 1.2], [0.5, -0.1], [0.5, math.inf]])

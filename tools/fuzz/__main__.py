@@ -31,7 +31,7 @@ COSTLY = {"GGUF": 20, "weights": 5, "study": 4, "task": 4, "scores.json": 2, "sc
 
 
 @dataclass
-class Outcome:
+class FuzzReport:
     """What became of the inputs of one reader; `crashes` has one input for each place in the code."""
 
     inputs: int = 0
@@ -69,9 +69,9 @@ def _limit_time() -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before)
 
 
-def run(reader: Reader, name: str, seed: int, count: int) -> Outcome:
+def run(reader: Reader, name: str, seed: int, count: int) -> FuzzReport:
     """Tries `count` inputs on one reader."""
-    outcome = Outcome()
+    outcome = FuzzReport()
     for data in islice(mutations(reader.seeds, reader.pieces, f"{name}:{seed}"), count):
         before = time.process_time()
         outcome.inputs += 1
