@@ -143,16 +143,18 @@ def _every_label(findings: Findings) -> TableSection:
     against = findings.against
     columns = ["method", _MEAN]
     columns += [_DIFFERENCE, "win/tie/loss"] if against else []
+    # With one seed and no failure the tasks say it all.
+    state_of_cells = any(row.failed or row.done != row.tasks for row in findings.rows)
     rows = []
     for row in findings.rows:
         compared = [interval(row.difference), record(row.difference)] if against else []
         tasks = f"{row.tasks}" if row.tasks == row.expected else f"{row.tasks} of {row.expected}"
-        state = counts({"done": row.done, "failed": row.failed, "missing": row.missing})
-        rows.append((row.label, mean(row.value), *compared, nats(row.loss), tasks, state))
+        state = [counts({"done": row.done, "failed": row.failed, "missing": row.missing})]
+        cells = state if state_of_cells else []
+        rows.append((row.label, mean(row.value), *compared, nats(row.loss), tasks, *cells))
     title = f"Every method against {against}" if against else "Every method"
-    return TableSection(
-        title, (*columns, "loss", f"{findings.unit}s", "cells"), tuple(rows), _reading(findings)
-    )
+    columns += ["loss", f"{findings.unit}s", *(["cells"] if state_of_cells else [])]
+    return TableSection(title, tuple(columns), tuple(rows), _reading(findings))
 
 
 def _reading(findings: Findings) -> str:
@@ -168,9 +170,9 @@ def _reading(findings: Findings) -> str:
         )
     short = [row.label for row in findings.rows if row.tasks < row.expected]
     if short:
+        which = "all rows" if len(short) == len(findings.rows) else list_names(short)
         note.append(
-            f"Not complete, so that the mean is over fewer {unit}s and only the difference compares: "
-            f"{list_names(short)}."
+            f"Not complete, so that the mean is over fewer {unit}s and only the difference compares: {which}."
         )
     fewer = [row.label for row in findings.rows if row.expected < len(findings.results.tasks)]
     if fewer:
