@@ -165,6 +165,10 @@ def test_a_label_with_a_failed_cell_is_compared_where_both_are_complete() -> Non
     assert row["mean\u00a0±\u00a0SE"] == "72.8 ± 7.8"
     assert row["difference\u00a0[95\u00a0%]"] == "+2.7 [−25.8, +31.3]"
     assert row["win/tie/loss"] == "1/1/0"
+    note = table(result, "Every method against new").note
+    assert "only the difference compares: old." in note
+    assert "With 2 tasks nothing is called better, worse or the same." in note
+    assert "The study is not complete: of 12 cells 1 failed." in sentences(result)
 
 
 def test_cells_are_counted_only_where_the_tasks_do_not_tell() -> None:
@@ -174,10 +178,6 @@ def test_cells_are_counted_only_where_the_tasks_do_not_tell() -> None:
     assert "cells" not in shown.columns
     assert dict(zip(shown.columns, _row(result, "old"), strict=True))["tasks"] == "2"
     assert "cells" in table(sections(study(against="new"), grid(PAIR)), "Every method against new").columns
-    note = table(result, "Every method against new").note
-    assert "only the difference compares: old." in note
-    assert "With 2 tasks nothing is called better, worse or the same." in note
-    assert "The study is not complete: of 12 cells 1 failed." in sentences(result)
 
 
 def test_a_label_with_fewer_seeds_is_compared_on_these() -> None:
