@@ -60,7 +60,6 @@ from catalog.search import (
     Fingerprints,
     Neighbour,
     NeighbourSearch,
-    SearchHit,
     SearchWeights,
     browse,
     changes,
@@ -134,7 +133,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from catalog.database import Session
     from catalog.index import IndexState
     from catalog.query import Query
     from catalog.search import Cache
@@ -899,7 +897,10 @@ class Catalog:
                 result = search(
                     session, texts, text, k, query=query, refusing=refusing(rules), weights=shares
                 )
-            rows = [_search_row(session, hit) for hit in result.hits]
+            rows = [
+                SearchRow(hit.adapter, hit.score, hit.why, hit.commit, hit.rank, hit.license)
+                for hit in result.hits
+            ]
             notes += hidden_notes(session, query, " of the search")
         return Rows(rows, SearchRow, (*notes, *result.notes))
 
@@ -1967,11 +1968,6 @@ def _index_rows(states: Iterable[tuple[Cache, IndexState]]) -> Rows[IndexRow]:
         for cache, state in states
     )
     return Rows(rows, IndexRow)
-
-
-def _search_row(session: Session, hit: SearchHit) -> SearchRow:
-    adapter = browse.find_adapter(session, AdapterReference.parse(hit.adapter))
-    return SearchRow(hit.adapter, hit.score, hit.why, adapter.commit, adapter.rank, adapter.license)
 
 
 def _bases(base: str | Sequence[str]) -> tuple[str, ...]:

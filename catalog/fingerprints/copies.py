@@ -68,6 +68,12 @@ _MOST_ASKED = 1000
 # The least size of a vector's head, and the part of the cosines that heads may leave; more is multiplied in
 # full.
 _LEAST_HEAD, _FEW = 16, 100
+# How many times longer the heads of the pairs that are left are, and of how many at a time.
+_LONGER, _LEFT = 6, 1 << 12
+# From so many vectors on cells are compared; how many there are, the vectors that decide where they lie, and
+# how often, and of how many the one that is least like the others begins a cell.
+_LEAST_DIVIDED = 1 << 15
+_CELLS, _SAMPLE, _ROUNDS, _TRIED = 128, 4096, 3, 64
 
 
 @dataclass(frozen=True)
@@ -282,19 +288,47 @@ def rounding(size: int) -> float:
 
 
 def near_pairs(units: NDArray[np.float32], at_least: float) -> Iterator[tuple[int, int, float]]:
-    """Each pair of rows (left < right) whose cosine is `at_least` or more, with it; sorted by rows.
+    """Each pair of rows (left < right) whose cosine is `at_least` or more, with it; sorted by rows, unless
+    these are so many that `_cells` divides them.
 
     `units` is (n, size), L2-normalised. Tiles of 1 MiB are multiplied in float32, of high bounds only the
     heads of the vectors where these rule out most pairs, and the cosines that may reach the bound are worked
     out again in float64.
     """
-    step = min(_STRIP, _TILE)
-    least, heads = at_least - rounding(units.shape[1]), _heads(units, at_least)
-    for start in range(0, len(units), step):
-        most = step * (len(units) - start) // _FEW
-        lefts, rights = _near_places(heads, start, step, least, None if heads is units else most)
+    heads = _heads(units, at_least)
+    if heads is not units and len(units) >= _LEAST_DIVIDED:
+        for places, own in _cells(units, at_least):
+            yield from _near_in_cell(units, heads, at_least, places, own)
+    else:
+        yield from _near_in_cell(units, heads, at_least, slice(None), len(units))
+
+
+def _near_in_cell(
+    units: NDArray[np.float32],
+    heads: NDArray[np.float32],
+    at_least: float,
+    places: NDArray[np.int64] | slice,
+    own: int,
+) -> Iterator[tuple[int, int, float]]:
+    """The pairs of `near_pairs` between the rows at some places and the first `own` of these."""
+    import numpy as np
+
+    every, step = np.arange(len(units))[places], min(_STRIP, _TILE)
+    least, near_heads = at_least - rounding(units.shape[1]), heads[places]
+    # In full, rows are taken as they are needed: a cell may have most of all.
+    in_full = units.__getitem__ if isinstance(places, slice) else lambda part: units[places[part]]
+    for start in range(0, own, step):
+        strip = slice(start, min(start + step, own))
+        most = step * (len(every) - start) // _FEW
+        lefts, rights = _near_places(
+            near_heads.__getitem__, strip, len(every), least, None if heads is units else most
+        )
         if heads is not units and len(lefts) > most:
-            lefts, rights = _near_places(units, start, step, least)
+            lefts, rights = _near_places(in_full, strip, len(every), least)
+        lefts, rights = every[lefts], every[rights]
+        lefts, rights = np.minimum(lefts, rights), np.maximum(lefts, rights)
+        if heads is not units:
+            lefts, rights = _with_near_heads(units, _LONGER * heads.shape[1], lefts, rights, least)
         for first in range(0, len(lefts), _PAIRS):
             left, right = (side[first : first + _PAIRS] for side in (lefts, rights))
             values = cosines(units[left], units[right])
@@ -305,20 +339,24 @@ def near_pairs(units: NDArray[np.float32], at_least: float) -> Iterator[tuple[in
 
 
 def _near_places(
-    rows: NDArray[np.float32], start: int, step: int, least: float, most: int | None = None
+    rows: Callable[[slice], NDArray[np.float32]],
+    part: slice,
+    count: int,
+    least: float,
+    most: int | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The pairs of `step` rows from `start` with later rows whose dot product is `least` or more, sorted;
-    some of them if there are more than `most`.
+    """The pairs of the rows of a part with later ones, of `count`, whose dot product is `least` or more,
+    sorted; some of them if there are more than `most`.
     """
     import numpy as np
 
-    strip, width = rows[start : start + step], max(1, _TILE // step)
+    strip, width = rows(part), max(1, _TILE // min(_STRIP, _TILE))
     lefts, rights, total = [], [], 0
-    for column in range(start, len(rows), width):
-        tile = strip @ rows[column : column + width].T >= least
+    for column in range(part.start, count, width):
+        tile = strip @ rows(slice(column, column + width)).T >= least
         # In one dimension, numpy skips what is False.
         left, right = np.divmod(np.flatnonzero(tile), tile.shape[1])
-        left, right = left + start, right + column
+        left, right = left + part.start, right + column
         once = left < right
         lefts.append(left[once])
         rights.append(right[once])
@@ -330,21 +368,93 @@ def _near_places(
     return left[order], right[order]
 
 
+def _with_near_heads(
+    units: NDArray[np.float32], length: int, lefts: NDArray[np.int64], rights: NDArray[np.int64], least: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of some pairs those whose heads of that length do not rule out a dot product of `least`: checkpoints of
+    one run pass the shorter ones.
+    """
+    import numpy as np
+
+    near = np.ones(len(lefts), dtype=np.bool_)
+    for start in range(0, len(lefts), _LEFT):
+        part = slice(start, start + _LEFT)
+        left, right = (_rows_of_heads(units[side[part], :length]) for side in (lefts, rights))
+        near[part] = np.einsum("ij,ij->i", left, right) >= least
+    return lefts[near], rights[near]
+
+
+def _cells(units: NDArray[np.float32], at_least: float) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """Rows to compare with each other: the places of those of a cell, how many, then of those of earlier
+    cells that may have a row of this one as near as that cosine. Each pair is in one of these, once.
+
+    A cell has the rows that are nearer to its centre than to any other. A row is as far from a cell as from
+    the plane between both centres, at least, and so from each row in it.
+    """
+    import numpy as np
+
+    count, size = units.shape
+    centres = _centres(units)
+    shifts = np.square(centres, dtype=np.float64).sum(axis=1, dtype=np.float64).astype(np.float32) / 2
+    between = np.sqrt(np.maximum(shifts[:, None] + shifts - centres @ centres.T, 0) * 2 + rounding(size))
+    reach = math.sqrt(2 * (1 - at_least) + rounding(size)) * between + 2 * rounding(size)
+    cells = np.empty(count, dtype=np.int64)
+    # A bit for each row and cell.
+    is_near = np.empty((count, -(-len(centres) // 8)), dtype=np.uint8)
+    for start in range(0, count, _SAMPLE):
+        block = slice(start, start + _SAMPLE)
+        scores = units[block] @ centres.T - shifts
+        cells[block] = own = scores.argmax(axis=1)
+        nearest = np.take_along_axis(scores, own[:, None], axis=1)
+        is_near[block] = np.packbits(nearest - scores <= reach[own], axis=1)
+    for cell in range(len(centres)):
+        members = np.flatnonzero(cells == cell)
+        bits = is_near[:, cell // 8] & (128 >> cell % 8) != 0
+        yield np.concatenate([members, np.flatnonzero(bits & (cells < cell))]), len(members)
+
+
+def _centres(units: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Centres of cells (k-means of some of the rows), the same for the same rows."""
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    sample = units[np.sort(generator.choice(len(units), min(_SAMPLE, len(units)), replace=False))]
+    centres = sample[: min(_CELLS, len(sample))].copy()
+    most = np.full(len(sample), -1.0, dtype=np.float32)
+    for cell in range(len(centres)):
+        # The one of some that is least like the centres so far: of all it might be like no other.
+        tried = generator.choice(len(sample), min(_TRIED, len(sample)), replace=False)
+        centres[cell] = sample[tried[most[tried].argmin()]]
+        most = np.maximum(most, sample @ centres[cell])
+    for _ in range(_ROUNDS):
+        shifts = np.square(centres).sum(axis=1) / 2
+        own = (sample @ centres.T - shifts).argmax(axis=1)
+        for cell in np.unique(own):
+            centres[cell] = sample[own == cell].mean(axis=0)
+    return centres
+
+
 def _heads(units: NDArray[np.float32], at_least: float) -> NDArray[np.float32]:
     """Shorter rows whose dot products are never below those of the rows: their first numbers, then the norm
     of the others (Cauchy-Schwarz). As many as random directions need to fall below the bound.
     """
-    import numpy as np
 
     size = units.shape[1]
     length = max(_LEAST_HEAD, math.ceil(4 * size * (1 - at_least)))
     if length > size // 2:
         return units
-    heads = np.empty((len(units), length + 1), dtype=np.float32)
-    heads[:, :length] = units[:, :length]
+    return _rows_of_heads(units[:, :length])
+
+
+def _rows_of_heads(first: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The first numbers of unit vectors, and the norm of the others."""
+    import numpy as np
+
+    heads = np.empty((len(first), first.shape[1] + 1), dtype=np.float32)
+    heads[:, :-1] = first
     # The rows have length 1, up to rounding.
-    squares = np.square(units[:, :length], dtype=np.float64).sum(axis=1)
-    heads[:, length] = np.sqrt(np.maximum(1 - squares, 0) + rounding(1))
+    squares = np.square(first, dtype=np.float64).sum(axis=1)
+    heads[:, -1] = np.sqrt(np.maximum(1 - squares, 0) + rounding(1))
     return heads
 
 

@@ -85,6 +85,9 @@ class SearchHit:
     id: int
     adapter: str
     score: float
+    commit: str
+    rank: int | None
+    license: str | None
     words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     cosine: float | None = None
     excerpt: str = ""
@@ -412,16 +415,19 @@ def _hits(
     near: Mapping[int, _Near],
 ) -> tuple[SearchHit, ...]:
     """The hits with their reasons, in the order of `scores`."""
-    rows = session.execute(select(Adapter.id, Adapter.card_text).where(Adapter.id.in_(scores)))
-    excerpts = {key: _excerpt(card, near[key].chunk) for key, card in rows if key in near}
+    columns = Adapter.id, Adapter.card_text, Adapter.commit, Adapter.rank, Adapter.license
+    rows = {row.id: row for row in session.execute(select(*columns).where(Adapter.id.in_(scores)))}
     return tuple(
         SearchHit(
             id=key,
             adapter=names[key],
             score=score,
+            commit=rows[key].commit,
+            rank=rows[key].rank,
+            license=rows[key].license,
             words=words.get(key, {}),
             cosine=near[key].cosine if key in near else None,
-            excerpt=excerpts.get(key, ""),
+            excerpt=_excerpt(rows[key].card_text, near[key].chunk) if key in near else "",
         )
         for key, score in scores.items()
     )

@@ -420,6 +420,36 @@ def test_tiles_do_not_change_the_pairs(tile: int, monkeypatch: pytest.MonkeyPatc
     assert [pair[2] for pair in result] == pytest.approx([table[pair] for pair in expected], abs=1e-6)
 
 
+@pytest.mark.parametrize("cells", [1, 7, 64])
+@pytest.mark.parametrize("at_least", [0.97, 0.99, 0.999, 1.0])
+@pytest.mark.parametrize("directions", [0, 1, 5])
+def test_cells_do_not_change_the_pairs(
+    cells: int, at_least: float, directions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows around some directions or none, and others at all distances from these, on the line to another row
+    too, where cells meet.
+    """
+    random = np.random.default_rng(cells)
+    values = random.standard_normal((900, 256)) / 16
+    if directions:
+        values += random.standard_normal((directions, 256))[np.arange(900) % directions] / 8
+    noise = np.geomspace(1e-4, 0.5, 150)[:, None] * random.standard_normal((150, 256)) / 16
+    values[600:750] = values[:150] + noise
+    shares = np.linspace(0, 1, 150)[:, None]
+    values[750:] = shares * values[0] + (1 - shares) * values[1]
+    values[300:310] = values[0]
+    order = random.permutation(900)
+    units = (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)[order]
+    expected = list(near_pairs(units, at_least))
+    for name, value in {"LEAST_DIVIDED": 1, "CELLS": cells, "SAMPLE": 100, "LEFT": 50}.items():
+        monkeypatch.setattr(f"catalog.fingerprints.copies._{name}", value)
+    assert sorted(near_pairs(units, at_least)) == expected
+    table = np.triu(units.astype(np.float64) @ units.T.astype(np.float64), 1)
+    surely, perhaps = (set(map(tuple, np.argwhere(table >= at_least + by).tolist())) for by in (1e-6, -1e-6))
+    assert surely <= {pair[:2] for pair in expected} <= perhaps
+    assert len(expected) > 30
+
+
 # Families.
 
 
