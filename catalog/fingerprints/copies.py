@@ -7,6 +7,9 @@ file, the same tensors in another file, and the same update up to a cast, quanti
 from __future__ import annotations
 
 import math
+import mmap
+import os
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,12 +71,15 @@ _MOST_ASKED = 1000
 # The least size of a vector's head, and the part of the cosines that heads may leave; more is multiplied in
 # full.
 _LEAST_HEAD, _FEW = 16, 100
-# How many times longer the heads of the pairs that are left are, and of how many at a time.
+# How many times longer the heads of the pairs that are left are, and rows that are looked at together.
 _LONGER, _LEFT = 6, 1 << 12
-# From so many vectors on cells are compared; how many there are, the vectors that decide where they lie, and
-# how often, and of how many the one that is least like the others begins a cell.
+# From so many vectors on cells are compared. The fewest and the most cells, and the vectors to each; how many
+# of these decide where it lies, and how often; and of how many the one least like the others begins a cell.
 _LEAST_DIVIDED = 1 << 15
-_CELLS, _SAMPLE, _ROUNDS, _TRIED = 128, 4096, 3, 64
+_LEAST_CELLS, _MOST_CELLS, _ROWS_OF_CELL = 64, 512, 1 << 10
+_SAMPLE_OF_CELL, _ROUNDS, _TRIED = 16, 3, 64
+# Bytes of vectors that are held in memory; more lie in a temporary file.
+_MOST_HELD = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -401,8 +407,8 @@ def _cells(units: NDArray[np.float32], at_least: float) -> Iterator[tuple[NDArra
     cells = np.empty(count, dtype=np.int64)
     # A bit for each row and cell.
     is_near = np.empty((count, -(-len(centres) // 8)), dtype=np.uint8)
-    for start in range(0, count, _SAMPLE):
-        block = slice(start, start + _SAMPLE)
+    for start in range(0, count, _LEFT):
+        block = slice(start, start + _LEFT)
         scores = units[block] @ centres.T - shifts
         cells[block] = own = scores.argmax(axis=1)
         nearest = np.take_along_axis(scores, own[:, None], axis=1)
@@ -418,8 +424,10 @@ def _centres(units: NDArray[np.float32]) -> NDArray[np.float32]:
     import numpy as np
 
     generator = np.random.default_rng(0)
-    sample = units[np.sort(generator.choice(len(units), min(_SAMPLE, len(units)), replace=False))]
-    centres = sample[: min(_CELLS, len(sample))].copy()
+    cells = min(_MOST_CELLS, max(_LEAST_CELLS, len(units) // _ROWS_OF_CELL))
+    size = min(_SAMPLE_OF_CELL * cells, len(units))
+    sample = units[np.sort(generator.choice(len(units), size, replace=False))]
+    centres = sample[:cells].copy()
     most = np.full(len(sample), -1.0, dtype=np.float32)
     for cell in range(len(centres)):
         # The one of some that is least like the centres so far: of all it might be like no other.
@@ -610,11 +618,35 @@ def unit_rows(
         lengths[~can_be_compared] = 1.0
         values /= lengths[:, None]
         if not len(units):
-            units = np.empty((len(nodes), values.shape[1]), dtype=np.float32)
+            units = _empty_rows(len(nodes), values.shape[1])
         places = [place for place, _ in batch]
         units[places], usable[places] = values, can_be_compared
     measured = [node for node, is_usable in zip(nodes, usable.tolist(), strict=True) if is_usable]
-    return measured, units if usable.all() or not len(units) else units[usable]
+    if len(measured) < len(units):
+        filled = 0
+        for start in range(0, len(units), _PAIRS):
+            kept = units[start : start + _PAIRS][usable[start : start + _PAIRS]]
+            units[filled : filled + len(kept)] = kept
+            filled += len(kept)
+    return measured, units[: len(measured)]
+
+
+def _empty_rows(count: int, size: int) -> NDArray[np.float32]:
+    """Rows to be filled: many of them lie in a file that is gone when they are, where the disk has room and
+    the system can reserve it, so that they take memory only as long as nobody else needs it.
+    """
+    import numpy as np
+
+    length = 4 * count * size
+    if length > _MOST_HELD and hasattr(os, "posix_fallocate"):
+        try:
+            with tempfile.TemporaryFile(prefix="loradex-") as file:
+                # A hole in the file would end the process where the disk is full.
+                os.posix_fallocate(file.fileno(), 0, length)
+                return np.frombuffer(mmap.mmap(file.fileno(), length), dtype=np.float32).reshape(count, size)
+        except OSError:
+            pass
+    return np.empty((count, size), dtype=np.float32)
 
 
 def _group(

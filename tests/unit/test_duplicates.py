@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
+import os
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -322,6 +324,33 @@ def test_many_copies_of_one_update_take_memory_of_their_number() -> None:
     assert peak < 40 * 2**20
 
 
+@pytest.mark.parametrize("has_room", [True, False])
+def test_vectors_in_a_file_give_the_same_groups(has_room: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that cannot be compared, and of more than one block of vectors, too."""
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((700, 64)).astype(np.float32)
+    vectors[300:600] = vectors[:300] * 2
+    vectors[::7], vectors[100] = 0, np.nan
+    rows = [
+        copy(f"o/{number:03}", vector, weights_digest=f"f{number}") for number, vector in enumerate(vectors)
+    ]
+    expected = duplicates(rows)
+    made = []
+
+    def fallocate(file: int, start: int, length: int) -> None:
+        made.append(length)
+        if not has_room:
+            raise OSError(errno.ENOSPC, "full")
+        os.ftruncate(file, length)
+
+    monkeypatch.setattr("catalog.fingerprints.copies._MOST_HELD", 0)
+    monkeypatch.setattr(os, "posix_fallocate", fallocate, raising=False)
+    assert duplicates(rows) == expected
+    assert made == [4 * 700 * 64]
+    pairs = [(n, n + 300) for n in range(300) if n % 7 and (n + 300) % 7 and n != 100]
+    assert members(expected) == [(f"o/{a:03}", f"o/{b:03}") for a, b in pairs]
+
+
 def test_exact_values_of_kept_files_and_read_vectors_give_the_same_groups() -> None:
     """Between the bounds of sketches and of candidates only pairs of kept files can be joined."""
     rows = [
@@ -441,7 +470,7 @@ def test_cells_do_not_change_the_pairs(
     order = random.permutation(900)
     units = (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)[order]
     expected = list(near_pairs(units, at_least))
-    for name, value in {"LEAST_DIVIDED": 1, "CELLS": cells, "SAMPLE": 100, "LEFT": 50}.items():
+    for name, value in {"LEAST_DIVIDED": 1, "LEAST_CELLS": cells, "MOST_CELLS": cells, "LEFT": 50}.items():
         monkeypatch.setattr(f"catalog.fingerprints.copies._{name}", value)
     assert sorted(near_pairs(units, at_least)) == expected
     table = np.triu(units.astype(np.float64) @ units.T.astype(np.float64), 1)
