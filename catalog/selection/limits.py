@@ -151,8 +151,12 @@ def _full(count: int, limit: int | None) -> bool:
 
 def draw(seed: int, *words: str) -> float:
     """A number of [0, 1) that seed and words determine, the same on every machine."""
-    digest = hashlib.blake2b("\0".join([str(seed), *words]).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
+    return int.from_bytes(drawn_bytes(f"{seed}\0".encode(), "\0".join(words)), "big") / 2**64
+
+
+def drawn_bytes(seed: bytes, words: str) -> bytes:
+    """What `draw` works out its number from, in the same order: of a seed, with a zero, and joined words."""
+    return hashlib.blake2b(seed + words.encode(), digest_size=8).digest()
 
 
 def random_order(rows: Sequence[Candidate], seed: int) -> list[Ranked]:

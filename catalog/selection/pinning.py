@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from heapq import nsmallest
+from itertools import chain
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Select, and_, func, or_, select
@@ -40,7 +41,7 @@ from catalog.errors import PoolError
 from catalog.pools import Manifest, Member, PinnedFile
 from catalog.query import Query
 from catalog.search import BY_NAME, COLUMNS, from_current, from_visible, likeness, matching, of_base
-from catalog.selection.limits import Candidate, Ranked, draw, without
+from catalog.selection.limits import Candidate, Ranked, drawn_bytes, without
 
 
 class CandidateRow(NamedTuple):
@@ -171,9 +172,13 @@ class Candidates:
         if len(self) * _PART_DRAWN > total:
             query, size = every, 2 * count * total // len(self)
         places = query.with_only_columns(Adapter.id, Repository.hub_id, Adapter.subfolder)
+        begin = f"{seed}\0".encode()
         while True:
             rows = self._session.connection().execute(places.execution_options(yield_per=_BLOCK))
-            drawn = ((draw(seed, hub_id, subfolder), id_) for id_, hub_id, subfolder in rows)
+            drawn = (
+                (drawn_bytes(begin, f"{hub_id}\0{subfolder}"), id_)
+                for id_, hub_id, subfolder in chain.from_iterable(rows.partitions())
+            )
             first = self.with_ids([id_ for _, id_ in nsmallest(size, drawn)])
             if len(first) >= count or size >= total:
                 return first[:count]
@@ -211,7 +216,9 @@ class Candidates:
         query = self._statement.with_only_columns(*columns).order_by(*order)
         query = query if condition is None else query.where(condition)
         # Without what the session does for each row, as there are no objects in them.
-        rows = self._session.connection().execute(query.execution_options(yield_per=_BLOCK))
+        result = self._session.connection().execute(query.execution_options(yield_per=_BLOCK))
+        # A row that is fetched by itself takes twice as long.
+        rows = chain.from_iterable(result.partitions())
         return (row for row in rows if row[0] not in self._removed) if self._removed else rows
 
 
