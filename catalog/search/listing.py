@@ -284,7 +284,10 @@ def rows_with_word(session: Session, word: str) -> list[int]:
 
 
 def crawl_rows(session: Session) -> list[dict[str, Any]]:
-    """All crawls, the newest first: when, state, cost, and how many items ended how."""
+    """All crawls, the newest first: when, state, cost, and how many items ended how.
+
+    A repository counts for the newest crawl of its listing that met it.
+    """
     counts: dict[int, dict[str, int]] = {}
     query = select(CrawlItem.crawl_id, CrawlItem.outcome, func.count()).group_by(
         CrawlItem.crawl_id, CrawlItem.outcome

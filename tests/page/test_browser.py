@@ -398,11 +398,18 @@ def test_what_the_user_writes_is_shown_at_once(open_page: OpenPage) -> None:
     page.wait_for_selector(".own .badge", state="detached")
     assert page.input_value(".own textarea") == ""
     page.goto(page.url.partition("?")[0] + "?p=crawls")
+    page.wait_for_selector("text=counts for the newest crawl of its listing")
     page.fill("#changes #where", "owner:ann")
     page.keyboard.press("Enter")
     page.wait_for_function("() => location.search.includes('where=owner')")
     page.wait_for_function("() => document.querySelectorAll('#changes li').length === 2")
     assert page.evaluate("window.harmed ?? 0") == 0
+
+
+def test_a_cosine_that_rounds_to_nothing_has_no_sign(open_page: OpenPage) -> None:
+    page = open_page("?p=list")
+    script = "(values) => import('./dom.js').then(({ cosine }) => values.map(cosine))"
+    assert page.evaluate(script, [-0.004, 0.004, -0.006, 1, None]) == ["0.00", "0.00", "-0.01", "1.00", "–"]
 
 
 def test_names_and_cards_run_nothing(open_page: OpenPage) -> None:

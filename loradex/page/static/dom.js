@@ -61,7 +61,7 @@ export const short = (value) => (value === null || value === undefined || value 
     Math.abs(value) >= 1e9 ? `${(value / 1e9).toPrecision(3)}B` : Math.abs(value) >= 1e6 ? `${(value / 1e6).toPrecision(3)}M` :
       String(Number(value.toPrecision(4))));
 export const day = (seconds) => (seconds === null || seconds === undefined ? "" : new Date(seconds * 1000).toISOString().slice(0, 10));
-export const cosine = (value) => (value === null || value === undefined ? "–" : value.toFixed(2));
+export const cosine = (value) => (value === null || value === undefined ? "–" : (Math.round(value * 100) / 100 || 0).toFixed(2));
 
 // Texts that need room on a phone.
 const LONG = 20;
