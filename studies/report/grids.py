@@ -204,7 +204,7 @@ def _means(findings: Findings) -> str:
 def _by_task(findings: Findings) -> TableSection:
     """Tasks against methods; the more numerous are the rows, so that the table is rather long than wide."""
     unit, part = findings.unit, findings.part
-    labels, tasks = findings.results.labels, _tasks_with_results(findings.results)
+    labels, tasks = findings.results.labels, _tasks_with_results(findings, findings.results)
     if len(labels) > len(tasks):
         columns = ("method", *tasks)
         rows = [(label, *(_spot(findings.spot(label, task)) for task in tasks)) for label in labels]
@@ -217,10 +217,14 @@ def _by_task(findings: Findings) -> TableSection:
     return TableSection(f"{unit.capitalize()} by {unit}", columns, tuple(rows), note)
 
 
-def _tasks_with_results(results: Results) -> Sequence[str]:
-    """The tasks, or sets, with a cell that is done or has failed; all where there is none."""
-    tasks = {cell.task for cell in results.cells if cell.status != "missing"}
-    return [task for task in results.tasks if task in tasks] or results.tasks
+def _tasks_with_results(findings: Findings, results: Results) -> Sequence[str]:
+    """The tasks, or sets, with a cell that is done or has failed, the base alone apart, which sets share; all
+    where there is none.
+    """
+    methods = findings.record.get("methods") or {}
+    alone = {name for name, method in methods.items() if method.get("use") == "base"}
+    begun = {cell.task for cell in results.cells if cell.status != "missing" and cell.method not in alone}
+    return [task for task in results.tasks if task in begun] or results.tasks
 
 
 def _spot(spot: Spot | None) -> str:
@@ -426,7 +430,7 @@ def _size(findings: Findings) -> str:
     parameters = _parameters(name)
     model, tasks = _a_model(parameters), _some_tasks(examples)
     text = f"{model} and {tasks}"
-    begun = len(_tasks_with_results(findings.grid))
+    begun = len(_tasks_with_results(findings, findings.grid))
     some = f"{begun:,} of " if begun < len(findings.grid.tasks) else ""
     complete = (
         f"{some}{count_noun(len(findings.grid.tasks), 'task')}{_each(examples)}, "

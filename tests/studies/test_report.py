@@ -215,6 +215,11 @@ def test_tasks_that_are_not_begun_are_named_and_have_no_row() -> None:
     size = next(section for section in result if section.title == "How large this is")
     assert isinstance(size, Text)
     assert size.paragraphs[0].startswith("3 of 5 tasks of ")
+    # The base alone, which sets share, is no beginning.
+    document = study(against="new")
+    document["study"]["methods"] = {name: {"use": use} for name, use in (("new", "base"), ("old", "single"))}
+    shared = sections(document, [*grid(PAIR), cell("t9", 0, "new", 0.5), cell("t9", 0, "old", None)])
+    assert [row[0] for row in table(shared, "Task by task").rows] == ["t1", "t2", "t3"]
     # Of a study that has not begun all are shown.
     nothing = sections(study(against="new"), later)
     assert [row[1:] for row in table(nothing, "Task by task").rows] == [("missing", "missing")] * 2
