@@ -304,12 +304,12 @@ def near_pairs(units: NDArray[np.float32], at_least: float) -> Iterator[tuple[in
     heads = _heads(units, at_least)
     if heads is not units and len(units) >= _LEAST_DIVIDED:
         for places, own in _cells(units, at_least):
-            yield from _near_in_cell(units, heads, at_least, places, own)
+            yield from _compare_cell(units, heads, at_least, places, own)
     else:
-        yield from _near_in_cell(units, heads, at_least, slice(None), len(units))
+        yield from _compare_cell(units, heads, at_least, slice(None), len(units))
 
 
-def _near_in_cell(
+def _compare_cell(
     units: NDArray[np.float32],
     heads: NDArray[np.float32],
     at_least: float,
@@ -334,7 +334,7 @@ def _near_in_cell(
         lefts, rights = every[lefts], every[rights]
         lefts, rights = np.minimum(lefts, rights), np.maximum(lefts, rights)
         if heads is not units:
-            lefts, rights = _with_near_heads(units, _LONGER * heads.shape[1], lefts, rights, least)
+            lefts, rights = _filter_by_heads(units, _LONGER * heads.shape[1], lefts, rights, least)
         for first in range(0, len(lefts), _PAIRS):
             left, right = (side[first : first + _PAIRS] for side in (lefts, rights))
             values = cosines(units[left], units[right])
@@ -374,7 +374,7 @@ def _near_places(
     return left[order], right[order]
 
 
-def _with_near_heads(
+def _filter_by_heads(
     units: NDArray[np.float32], length: int, lefts: NDArray[np.int64], rights: NDArray[np.int64], least: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Of some pairs those whose heads of that length do not rule out a dot product of `least`: checkpoints of
@@ -446,7 +446,6 @@ def _heads(units: NDArray[np.float32], at_least: float) -> NDArray[np.float32]:
     """Shorter rows whose dot products are never below those of the rows: their first numbers, then the norm
     of the others (Cauchy-Schwarz). As many as random directions need to fall below the bound.
     """
-
     size = units.shape[1]
     length = max(_LEAST_HEAD, math.ceil(4 * size * (1 - at_least)))
     if length > size // 2:

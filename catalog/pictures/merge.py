@@ -98,7 +98,7 @@ def _draw_cosines(figure: Figure, names: Sequence[str], cosines: NDArray[np.floa
         for i, j in np.ndindex(count, count):
             colour = "white" if abs(cosines[i, j]) > 0.6 else canvas.INK
             style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": SMALL, "color": colour}
-            axes.text(j, i, f"{cosines[i, j]:.2f}".replace("-", "−"), parse_math=False, **style)
+            axes.text(j, i, f"{cosines[i, j]:z.2f}".replace("-", "−"), parse_math=False, **style)
     place = canvas.inches(figure, left, 0.36, _MATRIX, 0.09)
     bar_axes, ticks = figure.add_axes(place), [-1, -0.5, 0, 0.5, 1]
     bar = figure.colorbar(image, cax=bar_axes, orientation="horizontal", ticks=ticks)

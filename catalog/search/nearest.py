@@ -379,7 +379,7 @@ def _neighbour(
     same_tensors = subject.tensor_digest is not None and subject.tensor_digest == row.tensor_digest
     partial = tuple(row.partial or ())
     beside = ", ".join(sorted({*partial, *subject.partial}))
-    cosines = f"delta {sketched['delta']:+.2f}, output {sketched['output']:+.2f}"
+    cosines = f"delta {sketched['delta']:+z.2f}, output {sketched['output']:+z.2f}"
     of_product = f"; of B A alone, without {beside}" if beside else ""
     method = "sketched" if exact is None else "exact"
     return Neighbour(

@@ -97,7 +97,7 @@ class SearchHit:
         """The basis of the score, in words."""
         parts = [f"{column}: {', '.join(words)}" for column, words in self.words.items()]
         if self.cosine is not None:
-            parts.append(f"meaning {self.cosine:.2f}" + (f": “{self.excerpt}”" if self.excerpt else ""))
+            parts.append(f"meaning {self.cosine:z.2f}" + (f": “{self.excerpt}”" if self.excerpt else ""))
         return "; ".join(parts)
 
 

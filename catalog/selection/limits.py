@@ -151,11 +151,11 @@ def _full(count: int, limit: int | None) -> bool:
 
 def draw(seed: int, *words: str) -> float:
     """A number of [0, 1) that seed and words determine, the same on every machine."""
-    return int.from_bytes(drawn_bytes(f"{seed}\0".encode(), "\0".join(words)), "big") / 2**64
+    return int.from_bytes(draw_digest(f"{seed}\0".encode(), "\0".join(words)), "big") / 2**64
 
 
-def drawn_bytes(seed: bytes, words: str) -> bytes:
-    """What `draw` works out its number from, in the same order: of a seed, with a zero, and joined words."""
+def draw_digest(seed: bytes, words: str) -> bytes:
+    """The digest that `draw` reads as a number, which sorts alike; of a seed and words that zeros join."""
     return hashlib.blake2b(seed + words.encode(), digest_size=8).digest()
 
 

@@ -41,7 +41,7 @@ from catalog.errors import PoolError
 from catalog.pools import Manifest, Member, PinnedFile
 from catalog.query import Query
 from catalog.search import BY_NAME, COLUMNS, from_current, from_visible, likeness, matching, of_base
-from catalog.selection.limits import Candidate, Ranked, drawn_bytes, without
+from catalog.selection.limits import Candidate, Ranked, draw_digest, without
 
 
 class CandidateRow(NamedTuple):
@@ -176,7 +176,7 @@ class Candidates:
         while True:
             rows = self._session.connection().execute(places.execution_options(yield_per=_BLOCK))
             drawn = (
-                (drawn_bytes(begin, f"{hub_id}\0{subfolder}"), id_)
+                (draw_digest(begin, f"{hub_id}\0{subfolder}"), id_)
                 for id_, hub_id, subfolder in chain.from_iterable(rows.partitions())
             )
             first = self.with_ids([id_ for _, id_ in nsmallest(size, drawn)])

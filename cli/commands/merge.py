@@ -272,7 +272,7 @@ def _render_inspection(result: dict[str, Any]) -> str:
         Column("member"),
         Column("norm", right=True, show=lambda norm: f"{norm:.3g}"),
         *([Column("share", right=True, show=lambda share: f"{share:.3f}")] if result["shares"] else []),
-        Column("cosines", show=lambda row: " ".join(f"{value:+.2f}" for value in row)),
+        Column("cosines", show=lambda row: " ".join(f"{value:+z.2f}" for value in row)),
     ]
     ranks = " · ".join(f"{share} %: {result[f'rank_for_{share}']}" for share in (50, 90, 99))
     facts = [

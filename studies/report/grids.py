@@ -144,16 +144,17 @@ def _every_label(findings: Findings) -> TableSection:
     columns = ["method", _MEAN]
     columns += [_DIFFERENCE, "win/tie/loss"] if against else []
     # With one seed and no failure the tasks say it all.
-    state_of_cells = any(row.failed or row.done != row.tasks for row in findings.rows)
+    count_cells = any(row.failed or row.done != row.tasks for row in findings.rows)
     rows = []
     for row in findings.rows:
         compared = [interval(row.difference), record(row.difference)] if against else []
         tasks = f"{row.tasks}" if row.tasks == row.expected else f"{row.tasks} of {row.expected}"
-        state = [counts({"done": row.done, "failed": row.failed, "missing": row.missing})]
-        cells = state if state_of_cells else []
+        cells = (
+            [counts({"done": row.done, "failed": row.failed, "missing": row.missing})] if count_cells else []
+        )
         rows.append((row.label, mean(row.value), *compared, nats(row.loss), tasks, *cells))
     title = f"Every method against {against}" if against else "Every method"
-    columns += ["loss", f"{findings.unit}s", *(["cells"] if state_of_cells else [])]
+    columns += ["loss", f"{findings.unit}s", *(["cells"] if count_cells else [])]
     return TableSection(title, tuple(columns), tuple(rows), _reading(findings))
 
 

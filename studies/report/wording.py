@@ -72,7 +72,7 @@ def number(value: float | None) -> str:
     """A number with two decimals: −0.31."""
     if value is None:
         return NOTHING
-    return f"{value:.2f}".replace("-", "−") if abs(value) >= 0.005 else "0.00"
+    return f"{value:z.2f}".replace("-", "−")
 
 
 def nats(loss: float | None) -> str:
