@@ -6,7 +6,7 @@ around a few directions, whose members are two seeds of a run (cosine 0.56) or i
 card has vectors, drawn near the direction of its topic, under the name of the encoder that `--encoder`
 loads, else of `Drawn`. Of more than 100,000 adapters so many are drawn, and the others are copies of them
 whose cards and vectors begin at another place: families and topics of their own, of the same sizes. The same
-N gives the same rows.
+N gives the same rows. `--page` adds what the page shows beside these, see `tools.generated_details`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from catalog.database import (
 from catalog.fingerprints import DELTA_SIZE, FINGERPRINT_VERSION, OUTPUT_SIZE
 from catalog.index import DEFAULT_MODEL, Embedder, chunks, content_of, load_embedder
 from tools.bench.search import Drawn, vocabulary, zipf
+from tools.generated_details import Details, add_annotations, add_pools, add_scores
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 # The name that git gives the configuration {}.
@@ -57,24 +58,35 @@ SEEDS, CHECKPOINTS = 0.89, 0.33
 _BATCH = 2000
 
 
-def generate(data: Path, count: int, embedder: Embedder | None = None) -> None:
-    """Writes the catalog of `count` adapters into a data folder that has none."""
+def generate(data: Path, count: int, embedder: Embedder | None = None, *, page: bool = False) -> None:
+    """Writes the catalog of `count` adapters into a data folder that has none, with all that a page shows or
+    only with what is measured.
+    """
     engine = make_engine(f"sqlite:///{data / 'catalog.db'}")
+    drawn = min(count, DRAWN)
+    details = Details(drawn, NOW, dict(enumerate(BASES, 1))) if page else None
     with opening.disposing(engine):
         opening.upgrade(engine)
-        fill(engine, min(count, DRAWN), embedder or Drawn())
+        fill(engine, drawn, embedder or Drawn(), details)
         for start in range(DRAWN, count, DRAWN):
             add_copies(engine, start, min(DRAWN, count - start))
+        if details is not None:
+            details.add_history(engine)
+            add_scores(engine, drawn)
+            add_pools(engine, data, NOW)
+            add_annotations(engine, drawn)
 
 
-def fill(engine: Engine, count: int, embedder: Embedder) -> None:
+def fill(engine: Engine, count: int, embedder: Embedder, details: Details | None = None) -> None:
     """Writes base models and `count` adapters with all that is theirs into an empty catalog, each batch in a
-    transaction.
+    transaction; with details too, where there are some.
     """
     with engine.begin() as connection:
         bases = [{"id": n, "canonical": name} for n, name in enumerate(BASES, 1)]
         connection.execute(insert(BaseModelRow), bases)
         connection.execute(insert(DocumentRow), [{"digest": CONFIG, "content": b"{}"}])
+    if details is not None:
+        details.add_shared(engine, RANKS)
     generator = np.random.default_rng(count)
     words = np.array(vocabulary())
     family_of = _families(generator, count)
@@ -91,9 +103,12 @@ def fill(engine: Engine, count: int, embedder: Embedder) -> None:
             FingerprintRow: [_fingerprint(row["weights_digest"], *next(pairs)) for row in adapters],
             Embedding: list(_embeddings(generator, adapters, directions, embedder.name)),
         }
+        if details is not None:
+            rows = details.add_to(rows)
         with engine.begin() as connection:
             for table, table_rows in rows.items():
-                connection.execute(insert(table), table_rows)
+                if table_rows:
+                    connection.execute(insert(table), table_rows)
 
 
 def add_copies(engine: Engine, start: int, count: int) -> None:
@@ -235,12 +250,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         const=DEFAULT_MODEL,
         help="name the vectors after this encoder, the default one without MODEL",
     )
+    parser.add_argument("--page", action="store_true", help="add what the page shows, see above")
     options = parser.parse_args(argv)
     if (options.folder / "catalog.db").exists():
         parser.error(f"{options.folder} already contains a catalog")
     embedder = None if options.encoder is None else load_embedder(options.encoder)
     began = time.process_time()
-    generate(options.folder, options.count, embedder)
+    generate(options.folder, options.count, embedder, page=options.page)
     sys.stdout.write(f"{options.count:,} adapters in {time.process_time() - began:.0f} processor seconds\n")
     return 0
 
