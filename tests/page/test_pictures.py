@@ -1,0 +1,48 @@
+"""The tool that draws the views: what it notices, and that it draws each."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import loradex
+from tools.page_pictures import ON_START, addresses, draw_all, messages_of, problems
+
+pytestmark = pytest.mark.slow
+WRONG = """<!doctype html><html lang="en"><head><title>Wrong</title>
+<meta http-equiv="Content-Security-Policy" content="img-src 'none'">
+</head><body style="margin: 0"><main><h1>Wrong</h1><div style="width: 1500px">wide</div>
+<img src="x.png" alt="x"><script>console.error("it failed");</script>
+<p style="color: #eee; background: #fff">pale</p></main></body></html>"""
+
+
+def test_what_is_wrong_is_noticed(browser: Any) -> None:
+    page = browser.new_context(viewport={"width": 1400, "height": 900}).new_page()
+    page.add_init_script(f"({ON_START})([])")
+    page.route("http://wrong.invalid/", lambda route: route.fulfill(body=WRONG, content_type="text/html"))
+    notes = messages_of(page, expected="Content Security Policy")
+    page.goto("http://wrong.invalid/")
+    page.wait_for_function("window.refused.length")
+    expected = ["policy: img-src", "100 pixels wider than the window"]
+    if importlib.util.find_spec("axe_playwright_python"):
+        expected.append("axe: color-contrast (1)")
+    assert problems(page) == expected
+    assert notes == ["console: it failed"]
+    page.context.close()
+
+
+def test_every_view_is_drawn(
+    browser: Any,
+    served: str,
+    catalog: loradex.Catalog,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    views, _ = addresses(catalog)
+    assert {"adapter", "map", "compare", "pool", "task", "groups", "crawl"} < set(views)
+    assert draw_all(browser, served, catalog, tmp_path, ["selection", "missing"]) == 0
+    assert len(list(tmp_path.glob("*.png"))) == 8
+    assert capsys.readouterr().out.count("nothing wrong") == 8
