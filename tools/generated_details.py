@@ -52,6 +52,8 @@ ALPHA = 16
 # Reasons that some adapters have, each with its part of them.
 REASONS = {Reason.BASE_MISMATCH: 0.04, Reason.MODULES_TO_SAVE: 0.06, Reason.UNKNOWN_TENSOR: 0.02}
 GATED_PART = 0.02
+# The part of the files with the tensors of an earlier one of the same rank.
+COPIED_PART = 0.01
 # The weeks before NOW in which the crawls began, and the part of the repositories that each met last.
 CRAWLS = {4: 0.9, 3: 0.05, 1: 0.03, 0: 0.02}
 # What the crawls after the first found, each with its part.
@@ -62,7 +64,7 @@ SCORED, ANSWERED, ITEMS = 400, 40, 500
 # How a pool is chosen, by its name.
 POOLS: dict[str, dict[str, Any]] = {
     "random-30": {"by": "random", "k": 30},
-    "publishable-12": {"by": "rank", "k": 12, "use": "publish", "controls": True},
+    "publishable-12": {"by": "rank", "k": 12, "use": "publish"},
     "two": {"by": "random", "k": 2, "where": "rank:8"},
 }
 CARD = """---
@@ -105,6 +107,8 @@ class Details:
         self._now, self._bases = now, bases
         self._changed: list[dict[str, Any]] = []
         self._position = 0
+        # The adapter that the newest file of a rank has its tensors of.
+        self._newest: dict[int, int] = {}
         modules = sorted(f"{layer}.{name}" for layer in range(LAYERS) for name in MODULES)
         layers = np.array([int(name.partition(".")[0]) for name in modules])
         sizes = np.array([MODULES[name.partition(".")[2]][1] for name in modules])
@@ -131,11 +135,11 @@ class Details:
             adapter["training"] = self._training()
             card = self._card(adapter, repository).encode()
             documents.append({"digest": _oid(card), "content": card})
-            file |= _weights(adapter["rank"])
+            file |= _weights(adapter["rank"]) | {"tensor_digest": self._tensors(adapter)}
             fingerprint["spectrum"] = spectrum.tobytes()
             adapter |= {
                 "card_digest": _oid(card), "config_digest": _oid(config), "task_type": "CAUSAL_LM",
-                "scaling": ALPHA / adapter["rank"],
+                "scaling": ALPHA / adapter["rank"], "parameters": _parameters(adapter["rank"]),
                 "files": [
                     {"name": "README.md", "size": len(card), "digest": _oid(card)},
                     {"name": "adapter_config.json", "size": len(config), "digest": _oid(config)},
@@ -169,6 +173,14 @@ class Details:
         first = norms * np.sqrt((1 - ratio) / (1 - ratio ** ranks[:, None]))
         values = first[..., None] * np.sqrt(ratio[..., None]) ** np.arange(KEPT_VALUES)
         return np.concatenate([norms[..., None], values], axis=2).astype("<f4")
+
+    def _tensors(self, adapter: dict[str, Any]) -> str:
+        """A digest of tensors, sometimes that of another adapter of the rank, which differs in metadata."""
+        number, before = adapter["id"], self._newest.get(adapter["rank"])
+        if before is not None and self._generator.random() < COPIED_PART:
+            number = before
+        self._newest[adapter["rank"]] = number
+        return hashlib.sha256(f"tensors {number}".encode()).hexdigest()
 
     def _training(self) -> dict[str, Any]:
         rate, epochs, size = self._generator.integers(5, size=3).tolist()
@@ -313,6 +325,10 @@ def _weights(rank: int) -> dict[str, Any]:
     content = json.dumps(tensors).encode()
     header = zlib.compress(len(content).to_bytes(8, "little") + content)
     return {"header": header, "size": 8 + len(content) + end}
+
+
+def _parameters(rank: int) -> int:
+    return sum(LAYERS * rank * (HIDDEN + rows) for rows, _ in MODULES.values())
 
 
 def _oid(content: bytes) -> str:

@@ -412,6 +412,45 @@ def test_a_cosine_that_rounds_to_nothing_has_no_sign(open_page: OpenPage) -> Non
     assert page.evaluate(script, [-0.004, 0.004, -0.006, 1, None]) == ["0.00", "0.00", "-0.01", "1.00", "–"]
 
 
+def test_numbers_of_a_table_stand_to_the_right(open_page: OpenPage) -> None:
+    page = open_page("?p=list")
+    script = """(rows) => import('./dom.js').then(({ fill, h, score, table }) => {
+      const kinds = (node) => [...node.querySelectorAll('tbody tr:first-child td')].map((td) => td.className);
+      const cells = rows.map(([text, n, value, day]) => [text, n, h('span', null, score(value)), day]);
+      const box = fill(h('div'), table(['a', 'b', 'c', 'd'], cells, 'x'));
+      return [kinds(box), cells.map((row) => row[2].textContent)];
+    })"""
+    rows = [["one", "1,234", 0.7, "2026-01-02"], ["2", "", 12.3456, "2026-01-03"]]
+    assert page.evaluate(script, rows) == [["", "number", "number", ""], ["0.700", "12.35"]]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_ink_stands_out_from_every_shade(open_page: OpenPage, scheme: str) -> None:
+    page = open_page("?p=list", color_scheme=scheme)
+    script = "import('./charts.js').then((m) => Array.from({length: 257}, (_, i) => m.shade(i / 256))"
+    inks = page.evaluate(f"{script}.map((colour) => [colour, m.inkOn(colour)]))")
+    assert len({ink for _, ink in inks}) == 2
+
+    def luminance(colour: list[int]) -> float:
+        parts = [part / 255 for part in colour]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for colour, ink in inks:
+        bright, dark = sorted((luminance(colour), {"#000": 0.0, "#fff": 1.0}[ink]), reverse=True)
+        assert (bright + 0.05) / (dark + 0.05) >= 4.5, colour
+
+
+def test_singular_values_beyond_the_rank_are_not_drawn(open_page: OpenPage) -> None:
+    page = open_page("?p=list")
+    script = """(values) => import('./charts.js').then(({ spectra }) => {
+      const chart = spectra({ modules: ['l.0.q_proj', 'l.1.q_proj'], norms: [1, 1], values });
+      const points = chart.querySelector('polyline').getAttribute('points').split(' ').length;
+      return [points, chart.querySelectorAll('text')[1].textContent];
+    })"""
+    assert page.evaluate(script, [[2, 1, 0, 0], [3, 1, 1, 0]]) == [3, "σ3"]
+
+
 def test_names_and_cards_run_nothing(open_page: OpenPage) -> None:
     page = open_page("?p=list")
     count(page, 5)

@@ -1,7 +1,7 @@
 // One adapter: facts, reasons in words, training, scores, weights, neighbours, files and its card.
 
 import * as data from "./data.js";
-import { append, command, copyButton, cosine, fill, h, link, name, number, sameness, short, table } from "./dom.js";
+import { append, command, copyButton, cosine, fill, h, link, name, number, sameness, score, short, table } from "./dom.js";
 import { selection } from "./app.js";
 import { card, outside } from "./card.js";
 import { section as own } from "./own.js";
@@ -44,7 +44,7 @@ export async function show(box, address) {
       h("section", null, h("h2", null, reasons.length ? "Reasons" : "No reason against it"), h("ul", { class: "reasons" }, reasons.map((one) => h("li", { class: refusing.has(one) ? "skipped" : "accepted" }, h("strong", null, one), refusing.has(one) ? "" : " (noted only)", `: ${data.head.reasons[one] ?? ""}`, detail.details[one] ? h("div", { class: "note" }, detail.details[one]) : ""))),
         Object.keys(detail.training).length ? [h("h2", null, "Training"), h("dl", null, Object.entries(detail.training).map(([key, value]) => [h("dt", null, key.replaceAll("_", " ")), h("dd", null, name(text(value)))]))] : "",
         detail.runs_in.length ? [h("h2", null, "Engines"), h("ul", { class: "engines" }, detail.runs_in.map((one) => h("li", null, h("strong", null, one.engine), ` ${engine(one)}`)))] : ""),
-      detail.scores.length ? h("section", null, table(["task", "split", "metric", "score", "n", "source"], detail.scores.map((one) => [link({ p: "scores", task: one.task }, one.task), one.split, one.metric, short(one.value), number(one.n), name(one.source)]), "Scores"), command("scores", "show", detail.adapter)) : ""),
+      detail.scores.length ? h("section", null, table(["task", "split", "metric", "score", "n", "source"], detail.scores.map((one) => [link({ p: "scores", task: one.task }, one.task), one.split, one.metric, score(one.value), number(one.n), name(one.source)]), "Scores"), command("scores", "show", detail.adapter)) : ""),
     detail.spectrum ? h("section", null, h("h2", null, "Norm by layer and module"), normMap(detail.spectrum), h("h2", null, "Singular values of B·A over the largest"), h("p", { class: "note" }, "Median over the layers, with the range."), spectra(detail.spectrum), command("show", detail.adapter, "--plot", "adapter.svg")) :
       h("section", null, h("h2", null, "Weights"), h("p", { class: "note" }, detail.unmeasured)),
     h("div", { class: "cards" }, near, copies),

@@ -13,10 +13,10 @@ export function shade(share) {
   const stops = isDark() ? DARK : STOPS, at = Math.max(0, Math.min(1, share)) * (stops.length - 1), low = Math.min(stops.length - 2, Math.floor(at));
   return stops[low].map((from, i) => Math.round(from + (stops[low + 1][i] - from) * (at - low)));
 }
-// The ink that stands out more from a colour: dark or white, by the relative luminance of WCAG.
+// The ink that stands out more from a colour, black or white, by the relative luminance of WCAG: at least 4.58 to 1.
 export function inkOn(colour) {
   const [r, g, b] = colour.map((part) => (part / 255 <= 0.04045 ? part / 255 / 12.92 : ((part / 255 + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.184 ? "#10131a" : "#fff";
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000" : "#fff";
 }
 export const rgb = (colour) => `rgb(${colour.join(",")})`;
 
@@ -74,7 +74,8 @@ export function spectra(spectrum) {
   const rank = (kind) => (ORDER.includes(kind) ? ORDER.indexOf(kind) : ORDER.length);
   const width = 110, height = 64;
   return h("div", { class: "spectra" }, [...kinds].sort((a, b) => rank(a[0]) - rank(b[0]) || (a[0] < b[0] ? -1 : 1)).slice(0, 12).map(([kind, rows]) => {
-    const n = rows[0].length, at = (i, q) => { const column = rows.map((row) => row[i]).sort((a, b) => a - b); return column[Math.min(column.length - 1, Math.floor(q * column.length))]; };
+    // Beyond the rank there are none.
+    const n = Math.max(...rows.map((row) => row.findLastIndex((value) => value > 0))) + 1, at = (i, q) => { const column = rows.map((row) => row[i]).sort((a, b) => a - b); return column[Math.min(column.length - 1, Math.floor(q * column.length))]; };
     const x = (i) => 4 + (i / Math.max(1, n - 1)) * (width - 8), y = (value) => 4 + (1 - value) * (height - 20);
     const line = (q) => Array.from({ length: n }, (_, i) => `${x(i).toFixed(1)},${y(at(i, q)).toFixed(1)}`);
     const medians = Array.from({ length: n }, (_, i) => short(at(i, 0.5))).join(", ");

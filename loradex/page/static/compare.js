@@ -1,7 +1,7 @@
 // Two to six adapters side by side: what differs first, how alike their weights are, norms on one scale.
 
 import * as data from "./data.js";
-import { command, cosine, fill, h, link, name, number, short } from "./dom.js";
+import { command, cosine, fill, h, link, name, number, score, short } from "./dom.js";
 import { selection } from "./app.js";
 import { details } from "./adapter.js";
 import { inkOn, normMap, normTable, rgb, shade, sketchCosine } from "./charts.js";
@@ -15,7 +15,7 @@ const plain = (value) => (value === null || value === undefined ? "–" : Array.
 
 // As wide as the window, if each of its columns has room; one column has the titles.
 function sized(place, n) {
-  Object.assign(place.style, { width: `min(100%, ${160 + n * 260}px)`, minWidth: `${(n + 1) * 112}px` });
+  Object.assign(place.style, { width: `min(100%, ${160 + n * 260}px)`, minWidth: `${(n + 1) * 140}px` });
   return place;
 }
 
@@ -34,7 +34,7 @@ export async function show(box, address) {
   const differs = (values) => new Set(values).size > 1;
   facts.sort((a, b) => differs(b[1]) - differs(a[1]));
   const scores = new Map();
-  rows.forEach((detail, at) => detail.scores.forEach((score) => { const key = `${score.task} · ${score.split} · ${score.metric}`; if (!scores.has(key)) scores.set(key, rows.map(() => "–")); scores.get(key)[at] = `${short(score.value)}${score.n ? ` (n ${number(score.n)})` : ""}`; }));
+  rows.forEach((detail, at) => detail.scores.forEach((one) => { const key = `${one.task} · ${one.split} · ${one.metric}`; if (!scores.has(key)) scores.set(key, rows.map(() => "–")); scores.get(key)[at] = `${score(one.value)}${one.n ? ` (n ${number(one.n)})` : ""}`; }));
   const matrix = rows.map((left) => rows.map((right) => (left.base === right.base ? sketchCosine(left.sketch, right.sketch) : null))), exact = rows.map(() => rows.map(() => false));
   const sameBase = rows.every((detail) => detail.base === rows[0].base);
   const heat = h("section");

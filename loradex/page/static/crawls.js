@@ -7,8 +7,9 @@ import { setParams } from "./app.js";
 const CHANGES = [["new", "new"], ["changed", "with another commit"], ["gone", "gone"], ["license", "with another license"], ["gated", "newly gated"]], CODE = new Set(["new", "changed", "gone"]);
 const MOST = 2000;
 const when = (text) => (text ? text.replace("T", " ").slice(0, 16) : "–");
-const size = (bytes) => (bytes >= 9.995e8 ? `${(bytes / 1e9).toFixed(1)} GB` : bytes > 1e6 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e3).toFixed(0)} kB`);
-const outcomes = (counts) => Object.entries(counts).filter(([name]) => name !== "unchanged").map(([name, n]) => `${number(n)} ${name}`).join(", ") || "nothing new";
+const size = (bytes) => (bytes >= 9.9995e11 ? `${(bytes / 1e12).toFixed(1)} TB` : bytes >= 9.995e8 ? `${(bytes / 1e9).toFixed(1)} GB` : bytes > 1e6 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e3).toFixed(0)} kB`);
+const OUTCOMES = ["new", "changed", "gone", "failed", "quarantined", "pending"];
+const outcomes = (counts) => OUTCOMES.filter((name) => counts[name]).map((name) => [name, counts[name]]).map(([name, n]) => `${number(n)} ${name}`).join(", ") || "nothing new";
 
 export async function show(box, address, view) {
   const crawls = await data.document_("crawls.json");
@@ -16,7 +17,7 @@ export async function show(box, address, view) {
   box.dataset.title = "Crawls";
   const totals = Object.entries(data.head.totals).filter(([, n]) => n).map(([name, n]) => `${number(n)} ${name}`);
   return fill(box, h("h1", null, "Crawls"), totals.length ? h("p", null, totals.join(" · "), data.head.retries ? ` · ${number(data.head.retries)} to be tried again` : "") : "",
-    !crawls.rows.length ? h("p", { class: "note" }, "There are no crawls.") : table(["crawl", "began", "state", "what it found", "requests", "read", "seconds"], crawls.rows.map((row) => [link({ p: "crawl", id: row.id }, `crawl ${row.id}`), when(row.started), row.state, outcomes(row.outcomes), `${number(row.requests.api)} API, ${number(row.requests.resolver)} files`, size(row.bytes), row.seconds.toFixed(0)]), "Crawls, the newest first. A repository counts for the newest crawl of its listing that met it."), command("status"), data.head.host ? await changes(address) : "");
+    !crawls.rows.length ? h("p", { class: "note" }, "There are no crawls.") : table(["crawl", "began", "state", "what it found", "requests", "read", "seconds"], crawls.rows.map((row) => [link({ p: "crawl", id: row.id }, `crawl ${row.id}`), when(row.started), row.state, outcomes(row.outcomes), `${number(row.requests.api)} API, ${number(row.requests.resolver)} files`, size(row.bytes), number(Math.round(row.seconds))]), "Crawls, the newest first. A repository counts for the newest crawl of its listing that met it."), command("status"), data.head.host ? await changes(address) : "");
 }
 
 // What changed since a time, told by the rows of the catalog rather than by one crawl.

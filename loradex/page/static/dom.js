@@ -63,19 +63,27 @@ export const short = (value) => (value === null || value === undefined || value 
 export const day = (seconds) => (seconds === null || seconds === undefined ? "" : new Date(seconds * 1000).toISOString().slice(0, 10));
 export const cosine = (value) => (value === null || value === undefined ? "–" : (Math.round(value * 100) / 100 || 0).toFixed(2));
 
+// A score, so that those below one another have the same decimals.
+export const score = (value) => (typeof value === "number" && Math.abs(value) < 10 ? value.toFixed(3) : short(value));
+
+const NUMBER = /^-?[\d,]+(\.\d+)?(e[-+]?\d+)?[MB]?$/;
 // Texts that need room on a phone.
 const LONG = 20;
 // How the adapters of a group of duplicates are the same.
 const SAME = { file: "same file", tensor: "same tensors", delta: "same update" };
 export const sameness = (group) => `${number(group.size)} with the ${SAME[group.level]}${group.cosine === null ? "" : ` · weakest cosine ${cosine(group.cosine)}${group.exact ? "" : " (sketched)"}`}`;
 
-// A table with its caption, which stays in view where the table is wider; columns without any text are left out.
+// A table with its caption, which stays in view where the table is wider; columns without any text are left out, and those
+// of numbers stand to the right.
 export function table(head, rows, caption) {
   const columns = head.map((_, at) => at).filter((at) => !rows.length || rows.some((cells) => cells[at] !== "" && cells[at] !== null && cells[at] !== undefined));
+  const texts = (at) => rows.map((cells) => (cells[at] instanceof Node ? cells[at].textContent : String(cells[at] ?? ""))).filter(Boolean);
+  const numbers = new Set(columns.filter((at) => texts(at).length && texts(at).every((text) => NUMBER.test(text))));
+  const kind = (at, cell) => (numbers.has(at) ? "number" : typeof cell === "string" && cell.length > LONG ? "long" : null);
   return [h("p", { class: "caption" }, caption), h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption },
     h("table", { "aria-label": caption },
-      h("thead", null, h("tr", null, columns.map((at) => h("th", { scope: "col" }, head[at])))),
-      h("tbody", null, rows.map((cells) => h("tr", null, columns.map((at) => h("td", { class: typeof cells[at] === "string" && cells[at].length > LONG ? "long" : null }, cells[at])))))))];
+      h("thead", null, h("tr", null, columns.map((at) => h("th", { scope: "col", class: kind(at) }, head[at])))),
+      h("tbody", null, rows.map((cells) => h("tr", null, columns.map((at) => h("td", { class: kind(at, cells[at]) }, cells[at])))))))];
 }
 
 export function download(text, file, type) {

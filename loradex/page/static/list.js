@@ -334,7 +334,8 @@ class Rows {
       h("span", { class: "td c-adapter", role: "cell" }, (() => { const one = link({ p: "adapter", a: adapter }, name(adapter)); one.dataset.row = `n${row}`; one.title = why ?? adapter; return one; })()),
       columns.map((one) => {
         const { key, show: draw, right, title } = COLUMNS[one], value = draw ? draw(row) : data.columns.get(key).at(row);
-        return h("span", { class: `td c-${one}${right ? " right" : ""}`, role: "cell", "data-title": title }, value === null || value === "" ? h("span", { class: "note" }, "–") : typeof value === "number" ? number(value) : value);
+        const none = value === null || value === "";
+        return h("span", { class: `td c-${one}${right ? " right" : ""}${none ? " none" : ""}`, role: "cell", "data-title": title }, none ? h("span", { class: "note" }, "–") : typeof value === "number" ? number(value) : value);
       }));
   }
 }

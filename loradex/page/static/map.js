@@ -20,7 +20,7 @@ export async function show(box, address) {
   let base = bases.indexOf(address.get("base"));
   if (base < 0) base = usual;
   if (base < 0 || counts[base] < 2) return fill(box, h("h1", null, "Map"), h("p", { class: "note" }, "A map takes two adapters of one base model whose weights were read; crawl some with --weights stream."));
-  const by = address.get("by") === "delta" ? "delta" : "output", colour = COLOURS.includes(address.get("colour")) ? address.get("colour") : "owner";
+  const by = address.get("by") === "delta" ? "delta" : "output", colour = COLOURS.includes(address.get("colour")) ? address.get("colour") : usualColour(bases[base]);
   const canvas = h("canvas", { tabindex: 0, role: "img", "aria-describedby": "map-help", "aria-label": `Map of ${counts[base]} adapters; the list beside it has the same` });
   const over = h("canvas", { "aria-hidden": "true", class: "over" }), tip = h("div", { class: "tip hidden", role: "status" });
   const legend = h("div", { class: "legend" }), list = h("div", { class: "inview" });
@@ -54,6 +54,8 @@ export async function show(box, address) {
   for (const row of rows) { const at = cellOf(py(row)) * CELLS + cellOf(px(row)); (cells[at] ??= []).push(row); }
   const visible = (row) => !hidden.has(paint.group(row));
   const clear = (row) => visible(row) && (!marks || marks[row] === 1);
+  // What is faint lies below, then what has no colour of its own.
+  const LAYERS = [0, 1, 2], layerOf = (row) => (!clear(row) ? 0 : paint.isRest(row) ? 1 : 2);
 
   function nearestTo(x, y) {
     const wx = ((x - size[0] / 2) / (view.zoom * scale()) + view.x) * EXTENT, wy = (view.y - (y - size[1] / 2) / (view.zoom * scale())) * EXTENT;
@@ -75,10 +77,10 @@ export async function show(box, address) {
     const faint = isDark() ? [52, 56, 64] : [222, 224, 228];
     context.clearRect(0, 0, width, height);
     if (dense) stamp(context, width, height, faint);
-    else for (const pass of [false, true])
+    else for (const layer of LAYERS)
       for (const row of rows) {
-        if (!visible(row) || clear(row) !== pass) continue;
-        const [x, y] = toScreen(row), [r, g, b] = pass ? paint.colour(row) : faint;
+        if (!visible(row) || layerOf(row) !== layer) continue;
+        const [x, y] = toScreen(row), [r, g, b] = layer ? paint.colour(row) : faint;
         context.fillStyle = `rgb(${r} ${g} ${b})`;
         context.strokeStyle = isDark() ? "#14171c" : "#fff";
         context.lineWidth = ratio;
@@ -96,12 +98,12 @@ export async function show(box, address) {
     for (let y = -r; y <= r; y++) for (let x = -r; x <= r; x++) if (x * x + y * y <= r * r + 0.5) disc.push([x, y]);
     const pack = ([red, green, blue]) => (255 << 24) | (blue << 16) | (green << 8) | red, dim = pack(faint);
     const kx = (view.zoom * scale() * ratio) / EXTENT, ox = (size[0] / 2 - view.x * view.zoom * scale()) * ratio, oy = (size[1] / 2 + view.y * view.zoom * scale()) * ratio;
-    for (const pass of [false, true])
+    for (const layer of LAYERS)
       for (const row of rows) {
-        if (!visible(row) || clear(row) !== pass) continue;
+        if (!visible(row) || layerOf(row) !== layer) continue;
         const x = Math.round(px(row) * kx + ox), y = Math.round(oy - py(row) * kx);
         if (x < r || y < r || x >= width - r || y >= height - r) continue;
-        const ink = pass ? pack(paint.colour(row)) : dim;
+        const ink = layer ? pack(paint.colour(row)) : dim;
         for (const [dx, dy] of disc) pixels[(y + dy) * width + x + dx] = ink;
       }
     context.putImageData(image, 0, 0);
@@ -278,6 +280,14 @@ function readView(text) {
   return text && [x, y, zoom].every(Number.isFinite) && zoom > 0 ? { x, y, zoom } : { x: 0, y: 0, zoom: 1 };
 }
 
+// Owners tell little where most adapters belong to those without a colour of their own.
+function usualColour(base) {
+  const owners = data.columns.get("owner"), bases = data.columns.get("base"), counts = new Map();
+  for (let row = 0; row < data.head.adapters; row++) if (bases.at(row) === base) counts.set(owners.at(row), (counts.get(owners.at(row)) ?? 0) + 1);
+  const sum = (list) => list.reduce((a, b) => a + b, 0), sizes = [...counts.values()].sort((a, b) => b - a);
+  return 2 * sum(sizes.slice(0, PALETTE.length)) >= sum(sizes) ? "owner" : "rank";
+}
+
 // How points are coloured: groups with their colour and number, or a scale from nothing to the largest value.
 function colours(by, rows) {
   const column = data.columns.get(KEYS[by] ?? by);
@@ -286,7 +296,7 @@ function colours(by, rows) {
     const low = by === "created" ? values.reduce((a, b) => Math.min(a, b), Infinity) : 0, high = values.reduce((a, b) => Math.max(a, b), 0);
     const log = by !== "created", share = (value) => (high > low ? (log ? Math.log1p(value) / Math.log1p(high) : (value - low) / (high - low)) : 0.5);
     const text = (value) => (by === "created" ? new Date(value * 1000).toISOString().slice(0, 10) : short(value));
-    return { groups: [], group: () => 0, word: (row) => (column.at(row) === null ? "unknown" : text(column.at(row))), bar: by === "created" ? h("p", { class: "note" }, `from ${text(low)} (light) to ${text(high)}`) : scaleBar(0, high, "logarithmic"),
+    return { groups: [], group: () => 0, isRest: (row) => column.at(row) === null, word: (row) => (column.at(row) === null ? "unknown" : text(column.at(row))), bar: by === "created" ? h("p", { class: "note" }, `from ${text(low)} (light) to ${text(high)}`) : scaleBar(0, high, "logarithmic"),
       colour: (row) => (column.at(row) === null ? UNKNOWN : shade(0.18 + 0.82 * share(column.at(row)))) };
   }
   const counts = new Map();
@@ -297,5 +307,5 @@ function colours(by, rows) {
   const other = rest ? groups.push([`${number(ranked.length - first.length)} others`, OTHER, rest]) - 1 : -1;
   const unknown = counts.has(null) ? groups.push(["unknown", UNKNOWN, counts.get(null)]) - 1 : -1;
   const group = (row) => { const word = column.at(row); return word === null ? unknown : place.get(word) ?? other; };
-  return { groups, group, colour: (row) => groups[group(row)][1], word: (row) => column.at(row) ?? "unknown" };
+  return { groups, group, isRest: (row) => group(row) >= first.length, colour: (row) => groups[group(row)][1], word: (row) => column.at(row) ?? "unknown" };
 }

@@ -1,7 +1,7 @@
 // Scores: adapters by tasks as a heat map of which only the rows in view exist, and a leaderboard of one task.
 
 import * as data from "./data.js";
-import { command, fill, h, link, name, number, short, svg, table } from "./dom.js";
+import { command, fill, h, link, name, number, score, short, svg, table } from "./dom.js";
 import { setParams } from "./app.js";
 import { inkOn, rgb, scaleBar, shade } from "./charts.js";
 
@@ -60,9 +60,9 @@ async function showTask(box, address, scores) {
   const { board, rows, note, hidden } = await data.document_(`leaderboard/${at}.json`);
   box.dataset.title = `Scores on ${task}`;
   const base = rows.find((row) => row.adapter === "base"), top = Math.max(...rows.map((row) => row.high ?? row.value), 1), width = 260, x = (value) => (value / top) * width;
-  const bar = (row) => svg("svg", { viewBox: `0 0 ${width} 16`, width, height: 16, role: "img", "aria-label": `${short(row.value)}${row.low === null ? "" : `, 95 % from ${short(row.low)} to ${short(row.high)}`}`, class: "bars" },
+  const bar = (row) => svg("svg", { viewBox: `0 0 ${width} 16`, width, height: 16, preserveAspectRatio: "none", role: "img", "aria-label": `${short(row.value)}${row.low === null ? "" : `, 95 % from ${short(row.low)} to ${short(row.high)}`}`, class: "bars" },
     svg("rect", { x: 0, y: 3, width: x(row.value), height: 10 }), row.low === null ? null : svg("line", { x1: x(row.low), x2: x(row.high), y1: 8, y2: 8, class: "interval" }), base ? svg("line", { x1: x(base.value), x2: x(base.value), y1: 0, y2: 16, class: "base" }) : null);
   fill(box, h("h1", null, `Scores on ${task}`), h("p", null, boards.map(([one, place], n) => { const title = [one.split, one.metric, one.protocol].filter(Boolean).join(" · "); return [n ? " | " : "", place === at ? h("strong", { "aria-current": "true" }, title) : link({ p: "scores", task, board: place }, title)]; }), board.split === "test" ? h("span", { class: "note" }, ". A test split is there to judge by, not to choose by.") : ""), note ? h("p", { class: "error" }, note) : "",
-    h("p", { class: "note" }, data.hiddenNote(hidden)), table(["place", "adapter", "score", "interval", "n", "source", "difference from the first"], rows.slice(0, MOST).map((row) => [row.place, data.place(row.adapter) === undefined ? name(row.adapter) : link({ p: "adapter", a: row.adapter }, name(row.adapter)), short(row.value), bar(row), row.n === null ? "not stated" : number(row.n), name(row.source), row.p_holm === null ? "" : `${short(row.difference)}, p ${short(row.p_holm)}${row.differs ? "" : ": could be chance"}`]), `${board.split}, ${board.metric}; bars with 95 % intervals${base ? ", the line is the base model" : ""}`), rows.length > MOST ? h("p", { class: "note" }, `and ${number(rows.length - MOST)} more`) : "",
+    h("p", { class: "note" }, data.hiddenNote(hidden)), table(["place", "adapter", "score", "interval", "n", "source", "difference from the first"], rows.slice(0, MOST).map((row) => [row.place, data.place(row.adapter) === undefined ? name(row.adapter) : link({ p: "adapter", a: row.adapter }, name(row.adapter)), score(row.value), bar(row), row.n === null ? "not stated" : number(row.n), name(row.source), row.p_holm === null ? "" : `${score(row.difference)}, p ${row.p_holm < 1e-4 ? "< 0.0001" : String(Number(row.p_holm.toPrecision(2)))}${row.differs ? "" : ": could be chance"}`]), `${board.split}, ${board.metric}; bars with 95 % intervals${base ? ", the line is the base model" : ""}`), rows.length > MOST ? h("p", { class: "note" }, `and ${number(rows.length - MOST)} more`) : "",
     command("scores", "leaderboard", task, "--split", board.split, "--metric", board.metric), h("p", null, link({ p: "scores" }, "All scores")));
 }
