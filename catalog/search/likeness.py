@@ -190,14 +190,23 @@ class CopyRow(NamedTuple):
         return vector_key(self.weights_digest, self.scaling_pattern or "")
 
 
-def with_weights(session: Session, refusing: Collection[str], *, every: bool = False) -> Iterator[CopyRow]:
+def with_weights(
+    session: Session,
+    refusing: Collection[str],
+    *,
+    every: bool = False,
+    hidden: bool = False,
+    ids: Sequence[int] | None = None,
+) -> Iterator[CopyRow]:
     """The current adapters whose weights file has a digest on the Hub, read or not, sorted by name.
 
     Pickles are included: the digest of a file can be compared without opening it. `every` as for
-    `adapters_with_fingerprint`.
+    `adapters_with_fingerprint`; with `hidden` those that the user hid are among them, and with `ids` no
+    others than these rows, sorted in blocks.
     """
     files = case((Adapter.weights_digest.is_(None), Adapter.files), else_=null())
-    for *values, listed in session.execute(_copies(refusing, every=every).add_columns(files)):
+    query = _copies(refusing, every=every, hidden=hidden).add_columns(files)
+    for *values, listed in _execute(session, query, ids):
         row = CopyRow._make(values)
         if row.weights_digest is None:
             digests = {file["name"]: file["digest"] for file in listed or ()}
@@ -209,23 +218,39 @@ def with_weights(session: Session, refusing: Collection[str], *, every: bool = F
 
 
 def measured_copies(
-    session: Session, refusing: Collection[str], base: str | None = None, *, every: bool = False
+    session: Session,
+    refusing: Collection[str],
+    base: str | None = None,
+    *,
+    every: bool = False,
+    hidden: bool = False,
+    ids: Sequence[int] | None = None,
 ) -> Iterator[CopyRow]:
     """The current adapters with a fingerprint, as rows to compare, sorted by name; arguments as for
-    `adapters_with_fingerprint`.
+    `adapters_with_fingerprint` and `with_weights`.
     """
-    query = _with_fingerprint(_copies(refusing, every=every))
+    query = _with_fingerprint(_copies(refusing, every=every, hidden=hidden))
     if base is not None:
         query = of_base(session, query, base)
-    for row in session.execute(query):
+    for row in _execute(session, query, ids):
         yield CopyRow(*row)
 
 
-def _copies(refusing: Collection[str], *, every: bool) -> Select[Any]:
+def _execute(session: Session, query: Select[Any], ids: Sequence[int] | None) -> Iterator[Any]:
+    """The rows of a statement on Adapter, of all adapters or of these."""
+    if ids is None:
+        yield from session.execute(query)
+        return
+    for start in range(0, len(ids), _BLOCK):
+        yield from session.execute(query.where(Adapter.id.in_(ids[start : start + _BLOCK])))
+
+
+def _copies(refusing: Collection[str], *, every: bool, hidden: bool) -> Select[Any]:
     """The columns of `CopyRow` of current adapters."""
     refused = has_reason(refusing)
     columns = [ALL_COLUMNS[name] for name in CopyRow._fields if name != "is_refused"]
-    query = from_visible(select(*columns, refused.label("skipped"))).order_by(*BY_NAME)
+    among = from_current if hidden else from_visible
+    query = among(select(*columns, refused.label("skipped"))).order_by(*BY_NAME)
     query = query.outerjoin(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
     return query if every else query.where(~refused)
 

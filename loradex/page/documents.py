@@ -85,6 +85,8 @@ _NAMED = re.compile(r"pool/([A-Za-z0-9][A-Za-z0-9._-]{0,99})\.json")
 _OWN_FIELDS = tuple(name for name, field in FIELDS.items() if field.key in listing.OWN_COLUMNS)
 # How the subject of a score begins that is a merge.
 _MERGE = "merge:"
+# What a page knows of each member anyway.
+_MARKS = ("skipped", "partial")
 # The only values of fields that have none of their own in `catalog.query`.
 _CHOICES = {"reason": [reason.value for reason in Reason]}
 
@@ -432,17 +434,29 @@ class Documents:
 
         return document
 
-    def measured_rows(self, session: Session, base: str | None = None) -> list[CopyRow]:
-        """The adapters of the list that have a fingerprint, of one base model or of all."""
-        rows = likeness.measured_copies(session, refusing("ours"), base, every=True)
+    def measured_rows(
+        self, session: Session, base: str | None = None, ids: Sequence[int] | None = None
+    ) -> list[CopyRow]:
+        """The adapters of the list that have a fingerprint, hidden ones too; of one base model, of some rows,
+        or all.
+        """
+        rows = likeness.measured_copies(session, refusing("ours"), base, every=True, hidden=True, ids=ids)
         return [row for row in rows if row.adapter in self.names]
+
+    @cached_property
+    def _hidden_names(self) -> frozenset[str]:
+        """The adapters of the list that the user hid."""
+        marks = zip(self._rows["adapter"], self._notes["hidden"], strict=True)
+        return frozenset(name for name, hidden in marks if hidden)
 
     def _points(self, base: int, kind: str) -> bytes:
         if base >= len(self.bases):
             raise NotFoundError(f"The list has {len(self.bases)} base models; use a number below that.")
         with reading(self.settings) as session:
-            rows = self.measured_rows(session, self.bases[base])
-            return points.points_document(session, rows, self.names, likeness.kind(kind), self.settings.index)
+            # Hidden ones are laid out too, so that nothing moves, and nothing is laid out again, when one is.
+            rows, places = self.measured_rows(session, self.bases[base]), self.names
+            index, hidden = self.settings.index, [places[name] for name in self._hidden_names]
+            return points.points_document(session, rows, places, likeness.kind(kind), index, hidden)
 
     @property
     def _groups(self) -> bytes:
@@ -452,10 +466,10 @@ class Documents:
 
     @cached_property
     def _groups_document(self) -> bytes:
-        # Beside the adapters, files that are kept decide, and what is hidden is left out.
-        hidden = [key for key, is_hidden in zip(self.ids, self._notes["hidden"], strict=True) if is_hidden]
+        # Beside the adapters, files that are kept decide.
         kept = sorted(blob.sha256 for blob in BlobStore(self.settings.blobs).blobs())
-        return self._read_or_make("groups.json", self._make_groups, (hidden, kept))
+        groups = self._read_or_make("groups.json", self._make_groups, kept)
+        return self._leave_out_hidden(json.loads(groups)) if self._hidden_names else groups
 
     @cached_property
     def _groups_by_name(self) -> dict[str, dict[str, dict[str, Any]]]:
@@ -478,32 +492,44 @@ class Documents:
             {kind: _group_of(rows.get(adapter), adapter) for kind, rows in self._groups_by_name.items()}
         )
 
+    @property
+    def _finders(self) -> dict[str, Callable[..., list[dict[str, Any]]]]:
+        return {"duplicates": self._find_duplicates, "families": self._find_families}
+
     def _make_groups(self) -> bytes:
+        """The groups of all adapters of the list, hidden ones too."""
         with reading(self.settings) as session:
-            rows = [
-                row
-                for row in likeness.with_weights(session, refusing("ours"), every=True)
-                if row.adapter in self.names
-            ]
-            blobs = BlobStore(self.settings.blobs)
-            found = duplicates(
-                rows,
-                "delta",
-                likeness.exact_delta(session, rows, blobs),
-                deltas=likeness.read_deltas(session),
-                kept={blob.sha256 for blob in blobs.blobs()},
-            )
-            groups = group_rows(found, rows)
-            measured = self.measured_rows(session)
-            found_families = families(measured, deltas=likeness.read_deltas(session))
-            series = family_rows(found_families, measured)
-        marks = ("skipped", "partial")
-        return encode_json(
-            {
-                "duplicates": [_without(asdict(row), marks) for row in groups],
-                "families": [_without(asdict(row), marks) for row in series],
-            }
-        )
+            return encode_json({kind: find(session) for kind, find in self._finders.items()})
+
+    def _leave_out_hidden(self, groups: dict[str, list[dict[str, Any]]]) -> bytes:
+        """The groups without the adapters that the user hid: those that had some are found again among the
+        others of each, as two members may have belonged together by a hidden one alone.
+        """
+        shown: dict[str, list[dict[str, Any]]] = {}
+        with reading(self.settings) as session:
+            for kind, find in self._finders.items():
+                whole = [row for row in groups[kind] if self._hidden_names.isdisjoint(row["members"])]
+                broken = [row for row in groups[kind] if not self._hidden_names.isdisjoint(row["members"])]
+                left = {name for row in broken for name in row["members"]} - self._hidden_names
+                found = find(session, sorted(self.ids[self.names[name]] for name in left))
+                shown[kind] = sorted([*whole, *found], key=_place_of_group)
+        return encode_json(shown)
+
+    def _find_duplicates(self, session: Session, ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """The duplicates among these rows of the list, or among all."""
+        found = likeness.with_weights(session, refusing("ours"), every=True, hidden=True, ids=ids)
+        rows = [row for row in found if row.adapter in self.names]
+        blobs = BlobStore(self.settings.blobs)
+        exact = likeness.exact_delta(session, rows, blobs)
+        kept = {blob.sha256 for blob in blobs.blobs()}
+        groups = duplicates(rows, "delta", exact, deltas=likeness.read_deltas(session), kept=kept)
+        return [_without(asdict(row), _MARKS) for row in group_rows(groups, rows)]
+
+    def _find_families(self, session: Session, ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """The families among these rows of the list, or among all."""
+        rows = self.measured_rows(session, ids=ids)
+        found = families(rows, deltas=likeness.read_deltas(session))
+        return [_without(asdict(row), _MARKS) for row in family_rows(found, rows)]
 
     def _pool_rows(self, session: Session) -> list[dict[str, Any]]:
         rows = pool_store.pools(session)
@@ -691,6 +717,11 @@ def _count_sources(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         }
         for key, group in sorted(groups.items())
     ]
+
+
+def _place_of_group(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Duplicates are sorted by their first member, families by their name."""
+    return row.get("family", ""), row["members"][0]
 
 
 def _group_of(row: Mapping[str, Any] | None, adapter: str) -> dict[str, Any] | None:

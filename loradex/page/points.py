@@ -35,6 +35,7 @@ def points_document(
     places: Mapping[str, int],
     kind: Literal["delta", "output"],
     index: Path,
+    hidden: Sequence[int] = (),
 ) -> bytes:
     """x and y of each adapter of the list as little-endian int16, NOWHERE for those that are not on the map.
 
@@ -44,6 +45,7 @@ def points_document(
         places: The place of each adapter of the list.
         kind: The vectors, "output" or "delta".
         index: The folder in which the layout is kept, in place of an older one of the base model.
+        hidden: Places of the list that the map leaves out, although they are laid out.
 
     Raises:
         UsageError: The extra "plot" is not installed.
@@ -59,6 +61,7 @@ def points_document(
         scaled = (points[finite] - (low + high) / 2) / span * 2 * EXTENT
         on_map = [places[rows[row].adapter] for row in np.flatnonzero(finite).tolist()]
         table[on_map] = np.round(scaled)
+    table[list(hidden)] = NOWHERE
     return table.tobytes()
 
 

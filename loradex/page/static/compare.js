@@ -15,7 +15,7 @@ const plain = (value) => (value === null || value === undefined ? "–" : Array.
 
 // As wide as the window, if each of its columns has room; one column has the titles.
 function sized(place, n) {
-  Object.assign(place.style, { width: `min(100%, ${160 + n * 260}px)`, minWidth: `${(n + 1) * 140}px` });
+  Object.assign(place.style, { width: `min(100%, ${160 + n * 260}px)`, minWidth: `${(n + 1) * (n > 2 ? 140 : 112)}px` });
   return place;
 }
 
