@@ -204,9 +204,11 @@ def already_listed(session: Session, crawl_id: int, hub_ids: Collection[str]) ->
 def prune(session: Session, crawl: Crawl) -> None:
     """Deletes the items of earlier crawls of this listing whose repositories this one met as well.
 
-    One item per repository and listing is kept: it records that the listing contained it.
+    One item per repository and listing is kept: it records that the listing contained it. Another one says
+    which crawl found its newest change, until a crawl finds the next: nothing else tells when that was.
     """
     here = select(CrawlItem.hub_id).where(CrawlItem.crawl_id == crawl.id, CrawlItem.hub_id.is_not(None))
+    changed = CrawlItem.outcome == ItemOutcome.CHANGED
     earlier = select(Crawl.id).where(
         Crawl.listing == crawl.listing,
         Crawl.id < crawl.id,
@@ -216,6 +218,7 @@ def prune(session: Session, crawl: Crawl) -> None:
     session.execute(
         delete(CrawlItem)
         .where(CrawlItem.crawl_id.in_(earlier), CrawlItem.hub_id.in_(here))
+        .where(or_(~changed, CrawlItem.hub_id.in_(here.where(changed))))
         .execution_options(synchronize_session=False)
     )
 

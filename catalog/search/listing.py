@@ -286,7 +286,8 @@ def rows_with_word(session: Session, word: str) -> list[int]:
 def crawl_rows(session: Session) -> list[dict[str, Any]]:
     """All crawls, the newest first: when, state, cost, and how many items ended how.
 
-    A repository counts for the newest crawl of its listing that met it.
+    A repository counts for the newest crawl of its listing that met it, and as changed for the newest that
+    found it changed.
     """
     counts: dict[int, dict[str, int]] = {}
     query = select(CrawlItem.crawl_id, CrawlItem.outcome, func.count()).group_by(

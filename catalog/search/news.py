@@ -23,8 +23,8 @@ class CatalogChange:
     """One change of a repository, or of the license of one of its adapters.
 
     `change` is new, changed (its commit), gone, license or gated; `before` and `after` are commits, licenses
-    or gates. `at` is when a crawl noticed it: for a commit, when the crawl began or, where a later crawl met
-    the repository unchanged, when the Hub says that it was last modified.
+    or gates. `at` is when a crawl noticed it: for a commit, when the crawl began or, in a catalog
+    whose earlier version no longer tells that, when the Hub says that it was last modified.
     """
 
     adapter: str

@@ -12,10 +12,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, delete, select
 from sqlalchemy.orm import Session
 
 import loradex
+from catalog.database import CrawlItem, ItemOutcome
 from catalog.errors import StorageError, UsageError
 from catalog.query import parse
 from catalog.search import CatalogChange, changes
@@ -78,18 +79,74 @@ def test_each_change_between_two_crawls_is_a_row(
     assert nothing == []
 
 
-def test_a_change_that_a_later_crawl_met_unchanged_has_the_date_of_the_hub(
+def edit(root: Path, name: str, text: str, modified: datetime) -> None:
+    """Another commit of a repository, of a date of the Hub."""
+    files = {"README.md": card(f"{text}\n", base_model=TINY)}
+    make_repo(root, name, files, {"lastModified": modified.isoformat()})
+
+
+def commits(engine: Engine, since: datetime) -> list[tuple[str, datetime]]:
+    """The repositories with another commit since an instant, and when that was noticed."""
+    with Session(engine) as session:
+        return [(row.adapter, row.at) for row in changes(session, since) if row.change == "changed"]
+
+
+def test_a_change_is_told_whatever_later_crawls_met(
     hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     crawl(hub.url, engine, tmp_path)
-    edited = NOW + timedelta(days=2)
-    readme = {"README.md": card("Better.\n", base_model=TINY)}
-    make_repo(root, "ann/changed", readme, {"lastModified": edited.isoformat()})
+    # Old on the Hub, and yet new to the catalog.
+    edit(root, "ann/changed", "Better.", NOW - timedelta(days=300))
+    edit(root, "bob/licensed", "Better.", NOW - timedelta(days=300))
     crawl(hub.url, engine, tmp_path, now=LATER, full=True)
-    crawl(hub.url, engine, tmp_path, now=LATER + timedelta(days=1), full=True)
+    both = [("ann/changed", LATER), ("bob/licensed", LATER)]
+    assert commits(engine, LATER) == both
+    for day in (1, 2):
+        crawl(hub.url, engine, tmp_path, now=LATER + timedelta(days=day), full=True)
+        assert commits(engine, NOW + timedelta(days=1)) == both
+    assert commits(engine, LATER + timedelta(days=1)) == []
+    # The newest change of a repository counts.
+    edit(root, "ann/changed", "Best.", NOW - timedelta(days=200))
+    newest = LATER + timedelta(days=3)
+    crawl(hub.url, engine, tmp_path, now=newest, full=True)
+    crawl(hub.url, engine, tmp_path, now=newest + timedelta(days=1), full=True)
+    assert commits(engine, LATER) == [("ann/changed", newest), ("bob/licensed", LATER)]
+    assert commits(engine, newest) == [("ann/changed", newest)]
+    # Also of one that is gone since.
+    shutil.rmtree(root / "bob" / "licensed")
+    gone = newest + timedelta(days=20)
+    crawl(hub.url, engine, tmp_path, now=gone, full=True)
     with Session(engine) as session:
-        [row] = changes(session, NOW + timedelta(days=1))
-    assert (row.adapter, row.change, row.at) == ("ann/changed", "changed", edited)
+        assert [(row.adapter, row.change) for row in changes(session, gone)] == [("bob/licensed", "gone")]
+    assert commits(engine, LATER) == [("ann/changed", newest), ("bob/licensed", LATER)]
+
+
+def test_one_item_of_a_repository_is_kept_beside_its_change(
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
+) -> None:
+    for day in range(6):
+        if day in (1, 3):
+            edit(root, "ann/changed", "Better. " * day, NOW + timedelta(days=day))
+        crawl(hub.url, engine, tmp_path, now=NOW + timedelta(days=day), full=True)
+    with Session(engine) as session:
+        query = select(CrawlItem.name, CrawlItem.crawl_id, CrawlItem.outcome).order_by(CrawlItem.name)
+        rows = [tuple(row) for row in session.execute(query.order_by(CrawlItem.crawl_id))]
+    newest = [(name, 6, ItemOutcome.UNCHANGED) for name in NAMES]
+    assert rows == [("ann/changed", 4, ItemOutcome.CHANGED), *newest]
+
+
+def test_a_change_without_its_crawl_has_the_date_of_the_hub(
+    hub: FaultHub, root: Path, engine: Engine, tmp_path: Path
+) -> None:
+    """In a catalog whose earlier version forgot which crawl found it."""
+    crawl(hub.url, engine, tmp_path)
+    edited = NOW + timedelta(days=2)
+    edit(root, "ann/changed", "Better.", edited)
+    crawl(hub.url, engine, tmp_path, now=LATER, full=True)
+    with Session(engine) as session:
+        session.execute(delete(CrawlItem))
+        session.commit()
+    assert commits(engine, NOW + timedelta(days=1)) == [("ann/changed", edited)]
 
 
 def test_times_are_spans_days_and_instants() -> None:

@@ -17,7 +17,7 @@ export async function show(box, address, view) {
   box.dataset.title = "Crawls";
   const totals = Object.entries(data.head.totals).filter(([, n]) => n).map(([name, n]) => `${number(n)} ${name}`);
   return fill(box, h("h1", null, "Crawls"), totals.length ? h("p", null, totals.join(" · "), data.head.retries ? ` · ${number(data.head.retries)} to be tried again` : "") : "",
-    !crawls.rows.length ? h("p", { class: "note" }, "There are no crawls.") : table(["crawl", "began", "state", "what it found", "requests", "read", "seconds"], crawls.rows.map((row) => [link({ p: "crawl", id: row.id }, `crawl ${row.id}`), when(row.started), row.state, outcomes(row.outcomes), `${number(row.requests.api)} API, ${number(row.requests.resolver)} files`, size(row.bytes), number(Math.round(row.seconds))]), "Crawls, the newest first. A repository counts for the newest crawl of its listing that met it."), command("status"), data.head.host ? await changes(address) : "");
+    !crawls.rows.length ? h("p", { class: "note" }, "There are no crawls.") : table(["crawl", "began", "state", "what it found", "requests", "read", "seconds"], crawls.rows.map((row) => [link({ p: "crawl", id: row.id }, `crawl ${row.id}`), when(row.started), row.state, outcomes(row.outcomes), `${number(row.requests.api)} API, ${number(row.requests.resolver)} files`, size(row.bytes), number(Math.round(row.seconds))]), "Crawls, the newest first. A repository counts for the newest crawl of its listing that met it, and as changed for the newest that found it changed."), command("status"), data.head.host ? await changes(address) : "");
 }
 
 // What changed since a time, told by the rows of the catalog rather than by one crawl.
@@ -44,7 +44,7 @@ async function showOne(box, address, crawls) {
   box.dataset.title = `Crawl ${id}`;
   const groups = Map.groupBy(rows, (row) => row.outcome);
   const one = (row) => h("li", null, row.repository === null ? "a row without a name" : data.place(row.repository) === undefined ? name(row.repository) : link({ p: "adapter", a: row.repository }, name(row.repository)), row.error ? h("span", { class: "note" }, ` ${row.error}${row.detail ? `: ${row.detail}` : ""}`) : "");
-  fill(box, h("h1", null, `Crawl ${id}`), h("p", null, `${crawl.state}, ${when(crawl.started)} to ${when(crawl.finished)}${before ? `; since crawl ${before.id} of ${when(before.started)}` : "; the first one"}`), at > 0 ? h("p", { class: "note" }, "Repositories that a later crawl of the same listing met count for that one.") : "",
+  fill(box, h("h1", null, `Crawl ${id}`), h("p", null, `${crawl.state}, ${when(crawl.started)} to ${when(crawl.finished)}${before ? `; since crawl ${before.id} of ${when(before.started)}` : "; the first one"}`), at > 0 ? h("p", { class: "note" }, "Repositories that a later crawl of the same listing met count for that one, but those that are changed: they count here until they change again.") : "",
     Object.entries(counts).map(([outcome, n]) => { const list = (groups.get(outcome) ?? []).slice(0, MOST); return h("details", { open: n < 100 }, h("summary", null, `${number(n)} ${outcome}`), h("ul", null, list.map(one)), n > list.length ? h("p", { class: "note" }, `and ${number(n - list.length)} more`) : ""); }), rows.length ? "" : h("p", null, "Nothing was new."),
     h("p", null, link({ p: "crawls" }, "All crawls")));
 }
