@@ -118,7 +118,7 @@ def draw_all(
                 if only and view not in only:
                     continue
                 context = browser.new_context(viewport=viewport, color_scheme=scheme)
-                marked = names[:3] if view == "selection" else []
+                marked = names[:3] if view in ("selection", "new-pool") else []
                 context.add_init_script(f"({ON_START})({marked!r})")
                 page = context.new_page()
                 notes = messages_of(page, expected=NOT_THERE if view == "missing" else "")
@@ -146,6 +146,7 @@ def addresses(catalog: loradex.Catalog) -> tuple[dict[str, str], list[str]]:
         "list": {"p": "list"},
         "filtered": {"p": "list", "where": "rank:8 -license:mit", "sort": "-downloads"},
         "nothing": {"p": "list", "where": "rank:999999"},
+        "search": {"p": "list", "q": "questions about banking"},
         "selection": {"p": "list"},
         "adapter": {"p": "adapter", "a": names[0]},
         "skipped": {"p": "adapter", "a": (skipped or names)[0]},
@@ -154,6 +155,7 @@ def addresses(catalog: loradex.Catalog) -> tuple[dict[str, str], list[str]]:
         "map-rank": {"p": "map", "colour": "rank", "by": "delta"},
         "compare": {"p": "compare", "a": names},
         "pools": {"p": "pools"},
+        "new-pool": {"p": "pools", "new": 1},
         "pool": {"p": "pool", "n": pools[0]} if pools else {},
         "scores": {"p": "scores"},
         "task": {"p": "scores", "task": tasks[0]} if tasks else {},

@@ -162,6 +162,31 @@ def test_a_view_that_takes_long_is_there_before_it_is_complete(open_page: OpenPa
     assert page.locator("main > div").count() == 1
 
 
+def test_many_groups_are_listed_when_asked_for(open_page: OpenPage) -> None:
+    page = open_page("?p=list")
+    group = {"level": "file", "cosine": None, "exact": True, "note": "", "size": 2}
+    family = {"why": "3 names of one series", "size": 2, "members": ["ann/one", "ann/two"]}
+    groups = {
+        "duplicates": [group | {"members": [f"a/{n}", f"b/{n}"]} for n in range(250)],
+        "families": [family | {"family": "ann/#"}],
+    }
+    page.route("**/groups.json", lambda route: route.fulfill(json=groups))
+    page.evaluate(GO, "?p=groups")
+    page.wait_for_selector(".view.groups")
+    assert page.locator("h2").all_inner_texts() == [
+        "250 groups of the same or nearly the same weights",
+        "1 family",
+    ]
+    shown = page.locator("section:first-of-type details")
+    more = page.locator("section:first-of-type button", has_text="more")
+    counts = []
+    while more.count():
+        counts.append((shown.count(), more.inner_text()))
+        more.click()
+    assert counts == [(20, "show 200 of 230 more"), (220, "show 30 of 30 more")]
+    assert shown.count() == 250
+
+
 def test_an_address_of_what_is_not_there_is_said(open_page: OpenPage, browser: Any, served: str) -> None:
     page = open_page()
     for address in ("?p=crawl&id=99", "?p=other", "?p=pool&n=%21", "?p=scores&task=none"):

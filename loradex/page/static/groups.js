@@ -3,7 +3,16 @@
 import * as data from "./data.js";
 import { command, fill, h, link, name, number, sameness } from "./dom.js";
 
-const MOST = 200;
+// Groups that are listed at first, so that families are not far below, and those that are added at a time.
+const FIRST = 20, MOST = 200;
+
+function long(groups, draw) {
+  const box = h("div");
+  let n = FIRST;
+  const put = () => fill(box, groups.slice(0, n).map(draw), n < groups.length ? h("button", { type: "button", onclick: () => { n += MOST; put(); } }, `show ${number(Math.min(MOST, groups.length - n))} of ${number(groups.length - n)} more`) : "");
+  put();
+  return box;
+}
 
 export async function show(box) {
   box.dataset.title = "Duplicates and families";
@@ -15,6 +24,6 @@ export async function show(box) {
     .filter((group) => group.size > 1).sort((a, b) => b.size - a.size);
   const copies = shown(groups.duplicates), series = shown(groups.families);
   fill(box, h("h1", null, "Duplicates and families"), h("p", { class: "note" }, data.hiddenNote()),
-    h("section", null, h("h2", null, `${copies.length ? number(copies.length) : "No"} ${copies.length === 1 ? "group" : "groups"} of the same or nearly the same weights`), command("duplicates", "--verdict", "any"), copies.slice(0, MOST).map((group) => h("details", { open: copies.length < 20 }, h("summary", null, h("strong", null, name(group.members[0])), ` · ${sameness(group)}`), group.note ? h("p", { class: "note" }, group.note) : "", members(group.members))), copies.length > MOST ? h("p", { class: "note" }, `and ${number(copies.length - MOST)} more`) : ""),
-    h("section", null, h("h2", null, `${series.length ? number(series.length) : "No"} ${series.length === 1 ? "family" : "families"}`), command("duplicates", "--level", "family", "--verdict", "any"), series.slice(0, MOST).map((group) => h("details", { open: series.length < 20 }, h("summary", null, h("strong", null, name(group.family)), ` · ${number(group.size)} adapters · ${group.why}`), members(group.members))), series.length > MOST ? h("p", { class: "note" }, `and ${number(series.length - MOST)} more`) : ""));
+    h("section", null, h("h2", null, `${copies.length ? number(copies.length) : "No"} ${copies.length === 1 ? "group" : "groups"} of the same or nearly the same weights`), command("duplicates", "--verdict", "any"), long(copies, (group) => h("details", { open: copies.length < 20 }, h("summary", null, h("strong", null, name(group.members[0])), ` · ${sameness(group)}`), group.note ? h("p", { class: "note" }, group.note) : "", members(group.members)))),
+    h("section", null, h("h2", null, `${series.length ? number(series.length) : "No"} ${series.length === 1 ? "family" : "families"}`), command("duplicates", "--level", "family", "--verdict", "any"), long(series, (group) => h("details", { open: series.length < 20 }, h("summary", null, h("strong", null, name(group.family)), ` · ${number(group.size)} adapters · ${group.why}`), members(group.members)))));
 }

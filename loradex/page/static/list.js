@@ -117,7 +117,7 @@ export async function show(box, address) {
       const asked = question.value.trim();
       fill(bottom, asked && data.head.host ? command("search", asked, meaning.checked ? null : "--words", "-k", "100", ...whereWords()) :
         command("adapters", ...whereWords(), ...(["rank", "downloads", "likes", "norm", "created", "modified"].includes(sort.slice(1)) && sort[0] === "-" ? ["--sort", sort.slice(1)] : [])),
-        h("p", null, h("button", { type: "button", onclick: saveCsv }, "save as CSV"), " ",
+        state.rows.length > 0 && h("p", null, h("button", { type: "button", onclick: saveCsv }, "save as CSV"), " ",
           h("button", { type: "button", onclick: () => selection.add(state.rows.slice(0, 1000).map((row) => data.columns.get("adapter").at(row))) }, `select ${number(Math.min(state.rows.length, 1000))}`)));
       box.dataset.milliseconds = (performance.now() - started).toFixed(1);
       box.dataset.count = state.count;
@@ -171,7 +171,7 @@ export async function show(box, address) {
         return h("li", { class: on ? "on" : off ? "off" : null },
           h("button", { type: "button", class: "facet", "aria-pressed": String(on), title: `${word}; click: only these, shift-click: without these`, onclick: (event) => press(event.shiftKey) }, name(word), h("span", { class: "n" }, number(n))),
           h("button", { type: "button", class: "minus", "aria-pressed": String(off), "aria-label": `without ${word}`, onclick: () => press(true) }, "−"));
-      }), rest > 0 ? h("li", { class: "note" }, `and ${number(rest)} more`) : "");
+      }), rest > 0 ? h("li", { class: "note" }, `and ${number(rest)} more`) : words.length ? "" : h("li", { class: "note" }, "none"));
     };
     details.addEventListener("toggle", () => { if (details.open && !list.childElementCount) draw(); });
     if (isOpen) draw();
