@@ -17,7 +17,7 @@ from catalog.adapters import AdapterFolder, StoredAdapter, adapter_name, vector_
 from catalog.database import Adapter, WeightsFile
 from catalog.errors import NotFoundError
 from catalog.files import BlobStore
-from catalog.fingerprints import Cosine, Fingerprint, partial_reasons
+from catalog.fingerprints import Cosine, Fingerprint, cosines, partial_reasons
 from catalog.index import VectorHit, VectorIndex
 from catalog.query import Query, asks_for
 from catalog.search.likeness import (
@@ -349,10 +349,10 @@ def downhill(
         )
     scores = []
     for vector in (direction, *backgrounds):
-        cosines = {
+        scored = {
             hit.key: hit.score for hit in vector_index.search(vector, len(indexed_keys), among=indexed_keys)
         }
-        scores.append([cosines[key] for key in indexed_keys])
+        scores.append([scored[key] for key in indexed_keys])
     z_scores = center_scores(np.array(scores)) if len(scores) > 1 else np.array(scores[0])
     return dict(zip(indexed_keys, z_scores.tolist(), strict=True))
 
@@ -379,7 +379,7 @@ def _neighbour(
     same_tensors = subject.tensor_digest is not None and subject.tensor_digest == row.tensor_digest
     partial = tuple(row.partial or ())
     beside = ", ".join(sorted({*partial, *subject.partial}))
-    cosines = f"delta {sketched['delta']:+z.2f}, output {sketched['output']:+z.2f}"
+    values = f"delta {sketched['delta']:+z.2f}, output {sketched['output']:+z.2f}"
     of_product = f"; of B A alone, without {beside}" if beside else ""
     method = "sketched" if exact is None else "exact"
     return Neighbour(
@@ -395,17 +395,13 @@ def _neighbour(
         verdict="skipped" if row.is_refused else "accepted",
         partial=partial,
         subject_partial=subject.partial,
-        why="the same tensors" if same_tensors else f"{method}; {cosines}{of_product}",
+        why="the same tensors" if same_tensors else f"{method}; {values}{of_product}",
     )
 
 
 def sketch_cosine(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
-    """The cosine of two sketches, 0 if one of them is zero."""
-    import numpy as np
-
-    a, b = left.astype(np.float64), right.astype(np.float64)
-    length = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / length if length > 0 else 0.0
+    """The cosine of two sketches, 0 if one of them is zero; not by BLAS, whose sums differ by processor."""
+    return float(cosines(left, right)) if left.any() and right.any() else 0.0
 
 
 def _compare(session: Session, subject: Subject, row: StoredAdapter, blobs: BlobStore) -> Cosine | None:

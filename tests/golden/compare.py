@@ -33,6 +33,7 @@ def machine() -> dict[str, str]:
         torch.linalg.svdvals(matrix).numpy(),
         np.linalg.svd(matrix.double().numpy(), compute_uv=False),
         np.exp(matrix.numpy()) @ matrix.numpy().T,
+        np.array([row @ row for row in matrix.double().numpy()]),
     ]
     digest = hashlib.sha256(b"".join(result.tobytes() for result in results)).hexdigest()
     return {"arithmetic": digest} | {name: version(name) for name in _PACKAGES}

@@ -32,6 +32,7 @@ from catalog.fingerprints.copies import (
     representatives,
 )
 from catalog.fingerprints.series import Family, families, series_name
+from catalog.search import sketch_cosine
 from tests.shared_data import data, shared
 
 BASE = "acme/tiny"
@@ -432,8 +433,12 @@ def test_equal_rows_have_equal_cosines_wherever_they_stand(size: int) -> None:
             result |= {
                 float(cosines(rows, query)[place]),
                 float(cosines(rows, np.tile(query, (count, 1)))[place]),
+                sketch_cosine(row, query),
+                sketch_cosine(query, row),
             }
     assert len(result) == 1
+    zero = np.zeros_like(row)
+    assert [sketch_cosine(*pair) for pair in ((row, zero), (zero, row), (zero, zero))] == [0.0] * 3
 
 
 @pytest.mark.parametrize("tile", [1, 50, 8 << 20])
