@@ -23,10 +23,9 @@ from typing import Any
 import hypothesis
 import pytest
 from filelock import FileLock
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
 
 from catalog.database import TableBase, make_engine, opening
-from catalog.database import engine as engines
 
 SAMPLE_HUB = Path(__file__).parents[1] / "data" / "sample_hub"
 CLOSED_DOOR = "http://127.0.0.1:9"
@@ -53,8 +52,6 @@ LONGEST = (
     *("cli/test_blobs.py", "crawl/test_repository_cases.py", "edges/test_01_mixed_spelling.py"),
     *("crawl/test_localhub.py", "crawl/test_same_id.py", "api/test_catalog.py"),
 )
-# Of each kind of database what the first engine of the program compiles with and into, see `_share_compiled`.
-_compilers: dict[str, tuple[Any, Any]] = {}
 TABLES = TableBase.metadata.sorted_tables
 # Every change of a schema leaves the number of another transaction with what describes it.
 SCHEMA = text(
@@ -101,7 +98,6 @@ def pytest_configure(config: pytest.Config) -> None:
     sys.addaudithook(_refuse_outside)
     # Searches for unreachable objects would take an eighth of the time of all tests.
     gc.set_threshold(50_000, 20, 20)
-    engines.create_engine = _create_engine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -304,21 +300,6 @@ def _crawl_sample(data: Path) -> Path:
             report = catalog.crawl(any_base=True, weights="keep")
     assert report.status == "complete"
     return data
-
-
-def _create_engine(*arguments: Any, **options: Any) -> Engine:
-    """An engine of the program; each test has some of its own."""
-    engine = create_engine(*arguments, **options)
-    event.listen(engine, "engine_connect", _share_compiled)
-    return engine
-
-
-def _share_compiled(connection: Connection) -> None:
-    """Lets an engine use the SQL that the first of its kind has compiled: an eighth of a crawl's time."""
-    engine = connection.engine
-    own = (engine.dialect, engine._compiled_cache)
-    engine.dialect, engine._compiled_cache = _compilers.setdefault(engine.dialect.name, own)
-    connection.dialect = engine.dialect
 
 
 def _fresh_database(admin: Engine, template: str) -> Generator[str, None, None]:

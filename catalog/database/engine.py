@@ -12,12 +12,13 @@ import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Dialect, Engine, ExceptionContext, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
+from sqlalchemy.util import LRUCache
 from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_random
 
 from catalog.errors import CatalogBusyError, CatalogError, ReadOnlyCatalogError, UsageError
@@ -26,6 +27,8 @@ from catalog.files import may_write, path_fault
 
 BUSY_SECONDS = 30
 CONNECT_SECONDS = 10
+# Statements that stay compiled: the program has some hundreds, and filters of users make more.
+_MOST_COMPILED = 1000
 _TAKES_WRITE_LOCK = "loradex_takes_write_lock"
 _URL_ADVICE = "name the catalog as sqlite:///FILE or postgresql://USER@HOST/NAME"
 
@@ -51,10 +54,13 @@ def make_engine(url: str) -> Engine:
     the driver is missing. A transaction that reads and then writes belongs on `for_writing(engine)`.
     """
     parsed = parse_url(url)
-    dumps = partial(json.dumps, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    options: dict[str, Any] = {
+        "json_serializer": partial(json.dumps, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    }
     if parsed.get_backend_name() == "sqlite":
         _make_folder(sqlite_file(parsed))
-        engine = create_engine(parsed, json_serializer=dumps)
+        compiler = _find_compiler(None)
+        engine = create_engine(parsed, execution_options=compiler.options, **options)
         event.listen(engine, "do_connect", _connect_read_only)
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
@@ -65,12 +71,44 @@ def make_engine(url: str) -> Engine:
             parsed = parsed.update_query_dict({"connect_timeout": str(CONNECT_SECONDS)})
         require_extra("postgres", "A catalog in PostgreSQL", CatalogError)
         checks = _CommitChecks()
+        compiler = _find_compiler(parsed.set(database=None))
         engine = create_engine(
-            parsed, json_serializer=dumps, pool_pre_ping=True, execution_options={_CHECKS: checks}
+            parsed, pool_pre_ping=True, execution_options={_CHECKS: checks, **compiler.options}, **options
         )
         event.listen(engine, "commit", checks.run)
     event.listen(engine, "handle_error", _translate)
+    compiler.share(engine)
     return engine
+
+
+class _Compiler:
+    """The statements that were compiled for one server, or for SQLite, and the dialect that did it.
+
+    Each question has an engine of its own, whose connections it closes. Compiling takes longer than most
+    answers: a statement is compiled by the dialect of the first engine that connected, and then known to all.
+    """
+
+    def __init__(self) -> None:
+        self.options = {"compiled_cache": LRUCache[Any, Any](_MOST_COMPILED)}
+        self._dialect: Dialect | None = None
+
+    def share(self, engine: Engine) -> None:
+        """Gives an engine that has not connected yet the dialect; its own, until one has asked the server."""
+        if self._dialect is not None:
+            engine.dialect = self._dialect
+            return
+
+        def keep(*_: Any) -> None:
+            self._dialect = self._dialect or engine.dialect
+
+        # What an engine asks a server on the first connection comes before this.
+        event.listen(engine, "connect", keep)
+
+
+@cache
+def _find_compiler(server: URL | None) -> _Compiler:
+    """The one for the databases of a server, whose URL names none; None for all files of SQLite."""
+    return _Compiler()
 
 
 @contextlib.contextmanager

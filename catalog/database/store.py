@@ -308,7 +308,10 @@ def _has_fingerprint() -> ColumnElement[bool]:
 
 def has_reason(reasons: Collection[str]) -> ColumnElement[bool]:
     """Whether an adapter has one of these reasons."""
-    condition = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(reasons))
+    # An adapter has few, which are read at once: no index has this, where SQLite would look for each of
+    # `reasons`.
+    reason = func.coalesce(AdapterReason.reason, "")
+    condition = exists().where(AdapterReason.adapter_id == Adapter.id, reason.in_(reasons))
     return condition.correlate(Adapter)
 
 

@@ -53,6 +53,7 @@ from catalog.database import (
     BaseModelRow,
     CleanText,
     Repository,
+    has_reason,
     is_hidden,
 )
 
@@ -204,8 +205,7 @@ _reason = _linked(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason)
 
 
 def _verdict(condition: Condition, refusing: Collection[str]) -> ColumnElement[bool]:
-    refused = _reason(lambda reason: reason.in_(sorted(refusing)), refusing)
-    return condition(case((refused, "skipped"), else_="accepted"))
+    return condition(case((has_reason(sorted(refusing)), "skipped"), else_="accepted"))
 
 
 def _use(condition: Condition, refusing: Collection[str]) -> ColumnElement[bool]:

@@ -81,12 +81,12 @@ def of_base(session: Session, statement: Select[Any], base: str) -> Select[Any]:
     five times as slow to read as all adapters in their own.
     """
     count = select(func.count()).select_from(Adapter)
-    ids = select(BaseModelRow.id).where(BaseModelRow.canonical == base)
-    of_base = session.scalar(count.where(Adapter.base_model_id.in_(ids))) or 0
+    id_ = select(BaseModelRow.id).where(BaseModelRow.canonical == base).scalar_subquery()
+    of_base = session.scalar(count.where(Adapter.base_model_id == id_)) or 0
     if of_base * _SCATTERED < (session.scalar(count) or 0):
-        return statement.where(BaseModelRow.canonical == base)
+        return statement.where(Adapter.base_model_id == id_)
     # No index has this.
-    return statement.where(func.coalesce(BaseModelRow.canonical, "") == base)
+    return statement.where(func.coalesce(Adapter.base_model_id, 0) == id_)
 
 
 def without_hidden(session: Session, where: Query | None) -> Query | None:

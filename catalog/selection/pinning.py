@@ -239,9 +239,14 @@ def candidates(
         query = of_base(session, query, base)
     if where is not None:
         query = query.where(where.clause(refusing))
-    group = (BaseModelRow.canonical, Adapter.license)
-    counts = session.execute(query.with_only_columns(*group, func.count()).group_by(*group))
-    found = Candidates(session, query, {(name, license_): count for name, license_, count in counts})
+    # By the number of the base model, whose name is not read for each row.
+    group = (Adapter.base_model_id, Adapter.license)
+    counts = session.execute(query.with_only_columns(*group, func.count()).group_by(*group)).all()
+    bases: dict[int | None, str] = dict(
+        session.execute(select(BaseModelRow.id, BaseModelRow.canonical)).all()
+    )
+    groups = {(bases.get(id_), license_): count for id_, license_, count in counts}
+    found = Candidates(session, query, groups)
     layers = _layers_of(session, set(refusing) & IN_LAYERS) if without else {}
     unreadable = [id_ for id_, names in layers.items() if not set() < set(names) <= set(without)]
     return found.without_rows(found.with_ids(unreadable))

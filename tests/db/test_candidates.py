@@ -15,7 +15,14 @@ from sqlalchemy import select as select_columns
 from sqlalchemy.orm import Session
 
 from catalog.adapters import objection
-from catalog.database import Adapter, AdapterReason, Annotation, BaseModelRow, Repository
+from catalog.database import (
+    Adapter,
+    AdapterReason,
+    Annotation,
+    BaseModelRow,
+    Repository,
+    has_reason,
+)
 from catalog.errors import LoradexError, UsageError
 from catalog.files import BlobStore
 from catalog.query import parse
@@ -216,6 +223,25 @@ def test_candidates_of_some_names_are_found_by_the_index_of_repositories(sources
     for plan, index in zip(plans, ("ix_repository_name", "ix_repository_owner"), strict=True):
         assert any(index in step for step in plan)
         assert any("ix_adapter_current (current=? AND repository_id=?)" in step for step in plan)
+
+
+def test_the_reasons_against_an_adapter_are_looked_up_at_once(sources: Sources) -> None:
+    """Not each of the reasons that rules refuse by itself."""
+    connection = sources.session.connection()
+    if connection.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL reads a small table without its index")
+    statements = [
+        from_visible(select_columns(Adapter.id)).where(~has_reason(REFUSING)),
+        from_visible(select_columns(Adapter.id)).where(parse("verdict:accepted").clause(REFUSING)),
+    ]
+    for statement in statements:
+        assert sources.session.scalars(statement).all() == [
+            id_ for id_ in range(1, COUNT + 1) if id_ not in (*LAYERS, 9, 10, 11)
+        ]
+        sql = str(statement.compile(connection, compile_kwargs={"literal_binds": True}))
+        plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}")]
+        [step] = [step for step in plan if "adapter_reason" in step]
+        assert step.endswith("(adapter_id=?)"), step
 
 
 def test_a_random_order_of_few_candidates_is_that_of_all(sources: Sources) -> None:

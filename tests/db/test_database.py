@@ -12,9 +12,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event, insert, make_url, select, text
+from sqlalchemy.engine.interfaces import CacheStats
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -54,6 +56,64 @@ def test_every_sqlite_connection_is_set_up(tmp_path: Path, pragma: str, value: o
     engine = make_engine(f"sqlite:///{tmp_path}/new/folders/catalog.db")
     with opening.disposing(engine), engine.connect() as item, engine.connect() as two:
         assert [connection.scalar(text(f"PRAGMA {pragma}")) for connection in (item, two)] == [value, value]
+
+
+def test_engines_of_a_server_compile_a_statement_once(catalog_url: str, tmp_path: Path) -> None:
+    label = f"of_{tmp_path.name}"
+    compiled: list[bool] = []
+
+    def note(*call: Any) -> None:
+        if label in call[2]:
+            compiled.append(call[4].cache_hit is not CacheStats.CACHE_HIT)
+
+    for name in ("a", "b", "c"):
+        with opening.disposing(make_engine(catalog_url)) as engine, Session(for_writing(engine)) as session:
+            event.listen(engine, "before_cursor_execute", note)
+            digest = DocumentRow.digest.label(label)
+            assert session.scalars(select(digest).where(DocumentRow.digest == name)).all() == []
+    assert compiled == [True, False, False]
+
+
+def test_a_file_is_open_as_long_as_a_question_needs_it(tmp_path: Path) -> None:
+    settings = Settings.make(data=tmp_path)
+    opening.open_catalog(settings, create=True).dispose()
+
+    def opened() -> int:
+        links = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        return sum(link.startswith(str(tmp_path)) for link in links)
+
+    assert opened() == 0
+    with opening.reading(settings) as outer:
+        assert outer.scalars(select(DocumentRow.digest)).all() == []
+        with ThreadPoolExecutor(1) as thread, opening.reading(settings) as inner:
+            assert inner.scalars(select(DocumentRow.digest)).all() == []
+            assert thread.submit(lambda: documents(outer.get_bind().engine)).result(60) == 0
+        assert outer.scalars(select(DocumentRow.digest)).all() == []
+        assert opened() > 0
+    assert opened() == 0
+
+
+FORKED = """
+import os, sys
+from sqlalchemy import text
+from catalog.database import disposing, make_engine
+def ask():
+    with disposing(make_engine(sys.argv[1])) as engine, engine.connect() as connection:
+        return connection.execute(text("SELECT count(*) FROM document")).scalar()
+with disposing(make_engine(sys.argv[1])) as engine, engine.connect() as connection:
+    before = ask()
+    child = os.fork()
+    if not child:
+        os._exit(ask() + 10)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(before, code, ask(), connection.execute(text("SELECT count(*) FROM document")).scalar())
+"""
+
+
+def test_a_forked_child_asks_the_catalog_that_its_parent_asks(catalog_url: str) -> None:
+    command = [sys.executable, "-c", FORKED, catalog_url]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert (result.returncode, result.stdout.split()) == (0, ["0", "10", "0", "0"]), result.stderr
 
 
 @pytest.mark.parametrize(
