@@ -102,13 +102,15 @@ def refresh_engine_features(engine: Engine) -> int:
         .order_by(Adapter.id)
         .limit(_BATCH)
     )
-    refreshed = 0
+    refreshed = last = 0
     while True:
         with Session(for_writing(engine)) as session, session.begin():
-            rows = session.execute(query).all()
+            # Those before have been looked at.
+            rows = session.execute(query.where(Adapter.id > last)).all()
             for adapter_id, config, header, size in rows:
                 facts = store.engine_facts_of(config, header, size or 0)
                 session.execute(update(Adapter).where(Adapter.id == adapter_id).values(engine_columns(facts)))
         refreshed += len(rows)
         if len(rows) < _BATCH:
             return refreshed
+        last = rows[-1].id

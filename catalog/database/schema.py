@@ -171,7 +171,8 @@ class Adapter(TableBase):
     __table_args__ = (
         UniqueConstraint("repository_id", "commit", "subfolder"),
         CheckConstraint(SHA1.format('"commit"'), name="commit"),
-        Index("ix_adapter_current", "current", "repository_id"),
+        # Not the other way round: SQLite would read all that are current to look up a few.
+        Index("ix_adapter_current", "repository_id", "current"),
         Index("ix_adapter_vectors", "base_model_id", "weights_digest", "scaling_pattern"),
     )
 

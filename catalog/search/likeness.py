@@ -34,6 +34,7 @@ from catalog.search.rows import (
     SHOWN_COLUMNS,
     from_current,
     from_visible,
+    is_of_base,
     of_base,
 )
 from catalog.search.vectors import SPACES, Fingerprints, Kind
@@ -133,8 +134,8 @@ def measured_keys(
     query = query if every else query.where(~has_reason(refusing))
     query = query if where is None else query.where(where.clause(refusing))
     if base is not None:
-        # Few are hidden.
-        query = query.where(BaseModelRow.canonical == base) if hidden else of_base(session, query, base)
+        # Few are hidden, and found by their repositories.
+        query = query.where(is_of_base(base)) if hidden else of_base(session, query, base)
     rows = session.execute(_with_fingerprint(query))
     return [(id_, vector_key(digest, pattern)) for id_, digest, pattern in rows]
 

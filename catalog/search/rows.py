@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import ColumnElement, ScalarSelect, Select, func, select
 from sqlalchemy.orm import Session
 
 from catalog.adapters import StoredAdapter
@@ -81,12 +81,20 @@ def of_base(session: Session, statement: Select[Any], base: str) -> Select[Any]:
     five times as slow to read as all adapters in their own.
     """
     count = select(func.count()).select_from(Adapter)
-    id_ = select(BaseModelRow.id).where(BaseModelRow.canonical == base).scalar_subquery()
-    of_base = session.scalar(count.where(Adapter.base_model_id == id_)) or 0
+    indexed = Adapter.base_model_id == _id_of(base)
+    of_base = session.scalar(count.where(indexed)) or 0
     if of_base * _SCATTERED < (session.scalar(count) or 0):
-        return statement.where(Adapter.base_model_id == id_)
-    # No index has this.
-    return statement.where(func.coalesce(Adapter.base_model_id, 0) == id_)
+        return statement.where(indexed)
+    return statement.where(is_of_base(base))
+
+
+def is_of_base(base: str) -> ColumnElement[bool]:
+    """Whether an adapter is of a base model, as no index has it."""
+    return func.coalesce(Adapter.base_model_id, 0) == _id_of(base)
+
+
+def _id_of(base: str) -> ScalarSelect[int]:
+    return select(BaseModelRow.id).where(BaseModelRow.canonical == base).scalar_subquery()
 
 
 def without_hidden(session: Session, where: Query | None) -> Query | None:

@@ -239,12 +239,11 @@ def candidates(
         query = of_base(session, query, base)
     if where is not None:
         query = query.where(where.clause(refusing))
-    # By the number of the base model, whose name is not read for each row.
-    group = (Adapter.base_model_id, Adapter.license)
+    # By the number of the base model, whose name is not read for each row, and which no index has: rows are
+    # read in their own order.
+    group = (func.coalesce(Adapter.base_model_id, 0), Adapter.license)
     counts = session.execute(query.with_only_columns(*group, func.count()).group_by(*group)).all()
-    bases: dict[int | None, str] = dict(
-        session.execute(select(BaseModelRow.id, BaseModelRow.canonical)).all()
-    )
+    bases: dict[int, str] = dict(session.execute(select(BaseModelRow.id, BaseModelRow.canonical)).all())
     groups = {(bases.get(id_), license_): count for id_, license_, count in counts}
     found = Candidates(session, query, groups)
     layers = _layers_of(session, set(refusing) & IN_LAYERS) if without else {}

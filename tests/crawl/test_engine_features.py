@@ -6,13 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, select, update
+import pytest
+from sqlalchemy import Engine, event, select, update
 from sqlalchemy.orm import Session
 
 import loradex
 from catalog.adapters import FACTS_VERSION, count_verdicts, load_engines
 from catalog.adapters import Engine as ServingEngine
-from catalog.database import Adapter, DocumentRow, Repository, WeightsFile, refresh_engine_features, store
+from catalog.database import (
+    Adapter,
+    DocumentRow,
+    Repository,
+    WeightsFile,
+    refresh_engine_features,
+    remeasurement,
+    store,
+)
 from catalog.database.opening import downgrade, upgrade
 from catalog.query import parse
 from catalog.search import browse
@@ -53,7 +62,7 @@ def put(root: Path, name: str, **config: Any) -> None:
 
 
 def test_a_crawl_stores_what_engines_look_at_and_an_older_catalog_gets_it(
-    tmp_path: Path, engine: Engine
+    tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "hub"
     put(root, "ann/one")
@@ -83,7 +92,20 @@ def test_a_crawl_stores_what_engines_look_at_and_an_older_catalog_gets_it(
     upgrade(engine)
     assert named(engine, "runs_unknown:vllm") == set(before)
     assert named(engine, "runs:*") == set()
+    # Each row is looked at once, however many blocks there are.
+    monkeypatch.setattr(remeasurement, "_BATCH", 1)
+    asked: list[int] = []
+
+    def note(*call: Any) -> None:
+        if "weights_file.header" in call[2]:
+            [values] = call[4].compiled_parameters
+            asked.append(next(value for name, value in values.items() if name.startswith("id_")))
+
+    event.listen(engine, "before_cursor_execute", note)
     assert (refresh_engine_features(engine), refresh_engine_features(engine)) == (4, 0)
+    with Session(engine) as session:
+        ids = session.scalars(select(Adapter.id).order_by(Adapter.id)).all()
+    assert asked == [0, *ids, 0]
     assert stored(engine) == before
 
 

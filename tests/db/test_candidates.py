@@ -27,6 +27,7 @@ from catalog.errors import LoradexError, UsageError
 from catalog.files import BlobStore
 from catalog.query import parse
 from catalog.search import Subject, from_visible, of_base
+from catalog.search.likeness import adapters_by_key, measured_keys
 from catalog.search.vectors import SPACES
 from catalog.selection import Question, Sources, candidates, select
 from catalog.selection.limits import by_rank, random_order
@@ -222,7 +223,35 @@ def test_candidates_of_some_names_are_found_by_the_index_of_repositories(sources
     assert len(plans) == 2
     for plan, index in zip(plans, ("ix_repository_name", "ix_repository_owner"), strict=True):
         assert any(index in step for step in plan)
-        assert any("ix_adapter_current (current=? AND repository_id=?)" in step for step in plan)
+        assert any("ix_adapter_current (repository_id=? AND current=?)" in step for step in plan)
+
+
+def test_few_adapters_are_looked_up_without_reading_all_that_are_current(sources: Sources) -> None:
+    """Nor all of an index: most adapters are current."""
+    session = sources.session
+    if session.connection().dialect.name != "sqlite":
+        pytest.skip("PostgreSQL reads a small table without its index")
+    base = "meta-llama/Llama-3.1-8B-Instruct"
+    session.add(Annotation(hub_id=f"{12:024x}", subfolder="", note=None, hidden=True))
+    session.execute(update(Adapter).where(Adapter.id == 12).values(base_model_id=1))
+    found = candidates(session, REFUSING).of_base(base)
+    some = found.rows[:30]
+    ids, keys = [row.id for row in some], [row.key for row in some]
+    statements: list[tuple[str, Any]] = []
+    connection = session.connection()
+    event.listen(connection, "before_cursor_execute", lambda *call: statements.append(call[2:4]))
+    assert found.with_ids(ids) == some
+    assert found.among(ids) == set(ids)
+    assert adapters_by_key(session, keys, REFUSING).keys() == set(keys)
+    assert 12 in {id_ for id_, _ in measured_keys(session, REFUSING, base, hidden=True)} <= {11, 12}
+    plans = [
+        [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", values)]
+        for sql, values in list(statements)
+    ]
+    by_id, by_digest = "INTEGER PRIMARY KEY (rowid=?)", "INDEX ix_adapter_weights_digest (weights_digest=?)"
+    by_repository = "INDEX ix_adapter_current (repository_id=? AND current=?)"
+    for plan, index in zip(plans, (by_id, by_id, by_digest, by_repository), strict=True):
+        assert [step for step in plan if " adapter " in step] == [f"SEARCH adapter USING {index}"]
 
 
 def test_the_reasons_against_an_adapter_are_looked_up_at_once(sources: Sources) -> None:

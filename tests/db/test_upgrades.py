@@ -26,7 +26,7 @@ def contents(engine: Engine) -> dict[str, list[dict[str, Any]]]:
         }
 
 
-@pytest.mark.parametrize("revision", ["0002", "0005", "0006", "0008", "0011", "0012", "0013"])
+@pytest.mark.parametrize("revision", ["0002", "0005", "0006", "0008", "0011", "0012", "0013", "0014"])
 def test_the_rows_of_an_earlier_catalog_stay(revision: str, empty_engine: Engine) -> None:
     opening.upgrade(empty_engine, revision)
     target = MetaData()
