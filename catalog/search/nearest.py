@@ -170,6 +170,7 @@ class NeighbourSearch:
         self._rows: dict[str | None, dict[str, list[StoredAdapter]]] = {}
         self._vectors: dict[Kind, dict[str, NDArray[np.float32]]] = {kind: {} for kind in SPACES}
         self._hidden: dict[str | None, list[tuple[int, str]]] = {}
+        self._keys: dict[str | None, list[tuple[int, str]]] = {}
 
     def neighbours(
         self, subject: Subject, *, by: Kind = "output", count: int = 10, exact: bool = False
@@ -289,11 +290,13 @@ class NeighbourSearch:
 
     def _candidate_keys(self, subject: Subject) -> set[str]:
         """The fingerprints of all adapters that can be neighbours."""
-        rows = measured_keys(
-            self._session, self._refusing, subject.base, every=self._every, where=self._where
-        )
-        among = self._limit([id_ for id_, _ in rows])
-        return {key for id_, key in rows if id_ in among and id_ != subject.adapter_id}
+        if subject.base not in self._keys:
+            rows = measured_keys(
+                self._session, self._refusing, subject.base, every=self._every, where=self._where
+            )
+            among = self._limit([id_ for id_, _ in rows])
+            self._keys[subject.base] = [(id_, key) for id_, key in rows if id_ in among]
+        return {key for id_, key in self._keys[subject.base] if id_ != subject.adapter_id}
 
     def _limit(self, ids: Sequence[int]) -> set[int]:
         """Those of these rows that can be neighbours."""

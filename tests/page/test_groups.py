@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 import loradex
-from catalog.database import reading
+from catalog.database import Adapter, reading
 from catalog.fingerprints import DELTA_SIZE, families
-from catalog.search import likeness
+from catalog.search import likeness, nearest
 from loradex.page import Documents, export_page
 from loradex.page.documents import Choice
 from loradex.page.points import NOWHERE
@@ -178,3 +178,33 @@ def test_rows_are_read_in_blocks(chained: Path, monkeypatch: pytest.MonkeyPatch)
         rows = list(likeness.with_weights(session, (), every=True, ids=ids))
         assert sorted(row.id for row in rows) == ids
         assert sorted(row.id for row in likeness.measured_copies(session, (), every=True, ids=ids)) == ids
+
+
+def test_candidates_of_a_base_model_are_read_once_for_all_neighbours(
+    chained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a small part of the catalog, whose neighbours are not among the nearest of all."""
+    where = "owner:chain,walk,series,pair"
+    with loradex.open(chained) as catalog:
+        expected = [neighbours_of(Documents(catalog, Choice(where=where)), place) for place in range(14)]
+        for name, value in {"_AHEAD": 2, "_LEAST_AHEAD": 2, "_MOST_AHEAD": 30}.items():
+            monkeypatch.setattr(nearest, name, value)
+        read: list[str | None] = []
+
+        def keys(session: Any, refusing: Any, base: str | None = None, **options: Any) -> Any:
+            read.append(base)
+            return likeness.measured_keys(session, refusing, base, **options)
+
+        monkeypatch.setattr(nearest, "measured_keys", keys)
+        documents = Documents(catalog, Choice(where=where))
+        assert len(documents.ids) == 14
+        with reading(catalog.settings) as session:
+            near = documents.nearest_by(session)
+            rows = [json.loads(near(session.get_one(Adapter, id_)))["rows"] for id_ in documents.ids]
+        assert rows == expected
+        assert {len(of_one) for of_one in rows} == {12}
+        assert read == ["meta-llama/Llama-3.1-8B-Instruct"]
+
+
+def neighbours_of(documents: Documents, place: int) -> Any:
+    return json.loads(documents.document(f"nearest/{place}.json"))["rows"]

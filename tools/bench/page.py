@@ -2,14 +2,17 @@
 
 Run as `python -m tools.bench.page [--data DIR | --count N] [--where FILTER | --browser]`; DIR is what
 `tools.generated_catalog` made. Prints processor seconds of one thread, and each as a ratio of what
-`Catalog.iterate_adapters` takes for the same adapters in the same run; then the size of an export.
+`Catalog.iterate_adapters` takes for the same adapters in the same run; then the size of an export. Duplicates
+and families are found for all adapters, and read after a mark of the user hid a member of the largest family.
 With `--browser` it opens the page in Chromium instead, and prints the processor time of its main thread
-for the first list, for filters and for an order, and when the first paint was.
+for the first list, for filters, for an order and for the other views, when the first paint was and when a row
+or a view was complete.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -25,13 +28,23 @@ from crawler.localhub import LocalServer
 from loradex.page import Documents, create_app, export_page
 from loradex.page.server import Site
 from tools.generated_catalog import generate
-from tools.page_pictures import open_browser
+from tools.page_pictures import addresses, open_browser
 
 T = TypeVar("T")
 # What `--browser` filters by; a word is looked for in the cards by the server.
 FILTERS = ("rank:16..32", "license:mit -owner:owner1", "downloads:5.. verdict:accepted", "tusro")
 # How often it measures, and the milliseconds until a view is surely drawn.
 ROUNDS, SETTLED = 3, 2500
+# The views that are opened after the list, and how.
+VIEWS = ("adapter", "map", "compare", "pool", "scores", "task", "groups", "crawls", "crawl")
+OPEN = """async (address) => {
+  const began = performance.now();
+  const shown = new Promise((done) => document.addEventListener("shown", done, {once: true}));
+  history.pushState(null, "", address);
+  dispatchEvent(new PopStateEvent("popstate"));
+  await shown;
+  return (performance.now() - began) / 1000;
+}"""
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -61,6 +74,7 @@ def browse(catalog: loradex.Catalog) -> None:
     """Prints what the browser takes for the list of one catalog."""
     site = Site(catalog)
     site.warm()
+    views, _ = addresses(catalog)
     with LocalServer(lambda: create_app(site)) as server, open_browser() as browser:
         for _ in range(ROUNDS):
             page = browser.new_context(viewport={"width": 1400, "height": 900}).new_page()
@@ -73,9 +87,11 @@ def browse(catalog: loradex.Catalog) -> None:
 
             page.goto(f"{server.url}/?p=list")
             page.wait_for_selector(".view .window .tr")
+            drawn = page.evaluate("performance.now()")
             page.wait_for_timeout(SETTLED)
             paint = page.evaluate("performance.getEntriesByType('paint')[0].startTime")
-            sys.stdout.write(f"{'list':32}{busy():9.2f} s, first paint after {paint / 1000:.2f} s\n")
+            sys.stdout.write(f"{'list':32}{busy():9.2f} s, first paint after {paint / 1000:.2f} s, ")
+            sys.stdout.write(f"rows after {drawn / 1000:.2f} s\n")
             for where in FILTERS:
                 before = busy()
                 page.fill("#where", where)
@@ -87,6 +103,10 @@ def browse(catalog: loradex.Catalog) -> None:
             page.locator(".head button", has_text="downloads").click()
             page.wait_for_timeout(SETTLED)
             sys.stdout.write(f"{'by downloads':32}{busy() - before:9.2f} s\n")
+            for view in (name for name in VIEWS if name in views):
+                before, seconds = busy(), page.evaluate(OPEN, views[view])
+                page.wait_for_timeout(SETTLED)
+                sys.stdout.write(f"{view:32}{busy() - before:9.2f} s, shown after {seconds:.2f} s\n")
             page.context.close()
 
 
@@ -104,6 +124,15 @@ def measure(catalog: loradex.Catalog, where: str, folder: Path) -> None:
     for name in ("page, first start", "page, next start"):
         size, seconds = timed(lambda: start(catalog))
         say(name, seconds, size)
+    groups, seconds = timed(lambda: Documents(catalog).document("groups.json"))
+    say("duplicates and families", seconds, len(groups))
+    families = json.loads(groups)["families"]
+    if families:
+        member = max(families, key=lambda row: int(row["size"]))["members"][0]
+        catalog.hide(member)
+        groups, seconds = timed(lambda: Documents(catalog).document("groups.json"))
+        say("the same, one more is hidden", seconds, len(groups))
+        catalog.hide(member, undo=True)
     report, seconds = timed(lambda: export_page(catalog, folder, where=where))
     say(f"export of {report.adapters:,}", seconds, report.bytes)
 
