@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as place:
         data = Path(options.data or place)
         if options.data is None:
-            generate(data, options.count)
+            generate(data, options.count, page=True)
         if options.browser:
             browse(loradex.open(data))
         else:
