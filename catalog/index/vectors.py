@@ -232,8 +232,10 @@ class VectorIndex:
         candidates = self._candidates(unit.astype(np.float32), min(k, total), allowed, total)
         scores = self._exact_scores(candidates, unit)
         keys = [self._key(row) for row in candidates.tolist()]
-        order = sorted(range(len(keys)), key=lambda n: (-scores[n], keys[n]))[:k]
-        return [VectorHit(keys[n], float(scores[n])) for n in order]
+        # Those of the file are in the order of their keys already.
+        by_key = np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
+        order = by_key[np.argsort(-scores[by_key], kind="stable")][:k]
+        return [VectorHit(keys[n], float(scores[n])) for n in order.tolist()]
 
     def recall(self, queries: int = 20, k: int = 10) -> float:
         """The part of the k nearest of some vectors that `search` finds, by comparing with every vector."""

@@ -47,9 +47,10 @@ def questions(catalog: loradex.Catalog, adapter: str) -> dict[str, Callable[[], 
 
 
 def text_of(file: Path) -> str:
-    """Four words of a card in the middle of the catalog."""
+    """Four words of a card in the middle of the catalog, the same ones after `add_adapter`."""
     with closing(sqlite3.connect(file)) as connection:
-        query = "SELECT card_text FROM adapter WHERE id >= (SELECT max(id) / 2 FROM adapter) LIMIT 1"
+        middle = "SELECT max(id) / 1000 * 500 FROM adapter"
+        query = f"SELECT card_text FROM adapter WHERE id >= ({middle}) LIMIT 1"
         [card] = connection.execute(query).fetchone()
     words: list[str] = card.split()
     return " ".join(words[20:24])
