@@ -28,7 +28,7 @@ from catalog.files import may_write, path_fault
 BUSY_SECONDS = 30
 CONNECT_SECONDS = 10
 # Statements that stay compiled: the program has some hundreds, and filters of users make more.
-_MOST_COMPILED = 1000
+_MOST_COMPILED = 500
 _TAKES_WRITE_LOCK = "loradex_takes_write_lock"
 _URL_ADVICE = "name the catalog as sqlite:///FILE or postgresql://USER@HOST/NAME"
 
