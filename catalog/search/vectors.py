@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -77,7 +78,9 @@ class Fingerprints:
             return
         query = select(FingerprintRow.weights_digest, FingerprintRow.scaling_pattern, self._column)
         query = query.where(FingerprintRow.version == FINGERPRINT_VERSION)
-        for digest, pattern, blob in self._session.execute(query.execution_options(yield_per=_BLOCK)):
+        # Without what the session does for each row, as there are no objects in them.
+        rows = self._session.connection().execute(query.execution_options(yield_per=_BLOCK))
+        for digest, pattern, blob in chain.from_iterable(rows.partitions()):
             if (key := vector_key(digest, pattern)) in keys:
                 yield key, np.frombuffer(blob, dtype="<f4")
 
