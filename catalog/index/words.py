@@ -145,13 +145,18 @@ class WordIndex:
         query = "SELECT id, adapter FROM source WHERE id IN (SELECT value FROM json_each(?))"
         return dict(self._rows(query, json.dumps(list(ids))))
 
-    def contents(self, ids: Collection[int] | None = None) -> dict[int, str]:
-        """What names the vectors of their cards, of these adapters or of all, for those that have one."""
-        query = "SELECT id, content FROM source WHERE content IS NOT NULL"
-        if ids is None:
-            return dict(self._rows(query))
-        query += " AND id IN (SELECT value FROM json_each(?))"
+    def contents(self, ids: Collection[int]) -> dict[int, str]:
+        """What names the vectors of the cards of these adapters, for those that have one."""
+        query = (
+            "SELECT id, content FROM source WHERE content IS NOT NULL "
+            "AND id IN (SELECT value FROM json_each(?))"
+        )
         return dict(self._rows(query, json.dumps(list(ids))))
+
+    def card_contents(self) -> set[str]:
+        """What names the vectors of the cards of all adapters."""
+        query = "SELECT DISTINCT content FROM source WHERE content IS NOT NULL"
+        return {content for (content,) in self._rows(query)}
 
     def adapters(self, contents: Collection[str]) -> dict[str, list[int]]:
         """The adapters with a card of one of these contents, by content."""

@@ -4,7 +4,7 @@ from .listing import matching_ids
 from .nearest import Neighbour, NeighbourSearch, Subject, downhill, neighbours, sketch_cosine
 from .news import CHANGES, CatalogChange, changes
 from .ranking import SearchHit, SearchWeights, open_texts, search
-from .rows import BY_NAME, COLUMNS, from_current, from_visible, hidden_notes, matching, of_base
+from .rows import BY_NAME, COLUMNS, from_current, from_visible, hidden_notes, matching, of_base, plain_rows
 from .texts import embed_cards, embed_new_cards
 from .vectors import SPACES, BaseFingerprints, Cache, Fingerprints, base_space, indexes, matrix
 
@@ -42,6 +42,7 @@ __all__ = [
     "neighbours",
     "of_base",
     "open_texts",
+    "plain_rows",
     "search",
     "sketch_cosine",
     "table",

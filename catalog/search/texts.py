@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +40,7 @@ from catalog.index import (
     open_words,
 )
 from catalog.query import texts_in
-from catalog.search.rows import from_current
+from catalog.search.rows import from_current, plain_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,8 +50,6 @@ log = logging.getLogger(__name__)
 
 _BATCH = 32
 _PAGE = 500
-# Short rows that are fetched at once.
-_BLOCK = 5000
 # More parts than this are picked out of all rows.
 _MOST_PARTS = 200
 
@@ -161,12 +158,11 @@ def embed_new_cards(
         token = read_token(session, "texts", "embeddings")
         if words.missing_vectors(embedder.name, token) == 0:
             return 0
-        embedded = select(Embedding.content).where(Embedding.model == embedder.name, Embedding.chunk == 0)
-        adapters = {content: key for key, content in words.contents().items()}
-        new = sorted(adapters.keys() - set(session.scalars(embedded)))
+        missing = _without_vector(session, words, embedder.name)
+        new = {content: ids[-1] for content, ids in sorted(words.adapters(missing).items())}
         words.note_vectors(embedder.name, token, len(new))
     session.commit()
-    if new and _embed_texts(session, embedder, {key: adapters[key] for key in new}, progress) is None:
+    if new and _embed_texts(session, embedder, new, progress) is None:
         return len(new)
     return 0
 
@@ -176,9 +172,16 @@ def count_missing(session: Session, words: WordIndex, model: str) -> int:
     token = read_token(session, "texts", "embeddings")
     missing = words.missing_vectors(model, token)
     if missing is None:
-        embedded = select(Embedding.content).where(Embedding.model == model, Embedding.chunk == 0)
-        missing = len(set(words.contents().values()).difference(session.scalars(embedded)))
+        missing = len(_without_vector(session, words, model))
         words.note_vectors(model, token, missing)
+    return missing
+
+
+def _without_vector(session: Session, words: WordIndex, model: str) -> set[str]:
+    """The distinct cards in the index of words that have no vector by a model."""
+    missing = words.card_contents()
+    embedded = select(Embedding.content).where(Embedding.model == model, Embedding.chunk == 0)
+    missing.difference_update(content for (content,) in plain_rows(session, embedded))
     return missing
 
 
@@ -251,12 +254,11 @@ class CardTexts:
 
     def versions(self) -> Mapping[int, int]:
         """The version of every adapter's text by its id."""
-        # An index has what this asks of adapters, and no objects are in the rows.
+        # An index has what this asks of adapters.
         listed = select(Adapter.id, TextVersion.version).join(Adapter.repository)
         listed = listed.join(TextVersion, TextVersion.adapter_id == Adapter.id)
         listed = listed.where(Adapter.current, Repository.gone_at.is_(None))
-        rows = self._session.connection().execute(listed.execution_options(yield_per=_BLOCK))
-        return dict(chain.from_iterable(rows.partitions()))
+        return dict(plain_rows(self._session, listed))
 
     def texts(self, ids: Collection[int]) -> Iterator[AdapterText]:
         """The texts of those of these adapters that still exist."""

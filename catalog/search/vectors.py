@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -31,6 +30,7 @@ from catalog.index import (
     rebuild_words,
     remove_index,
 )
+from catalog.search.rows import plain_rows
 from catalog.search.texts import CardTexts, read_parts
 
 if TYPE_CHECKING:
@@ -78,9 +78,7 @@ class Fingerprints:
             return
         query = select(FingerprintRow.weights_digest, FingerprintRow.scaling_pattern, self._column)
         query = query.where(FingerprintRow.version == FINGERPRINT_VERSION)
-        # Without what the session does for each row, as there are no objects in them.
-        rows = self._session.connection().execute(query.execution_options(yield_per=_BLOCK))
-        for digest, pattern, blob in chain.from_iterable(rows.partitions()):
+        for digest, pattern, blob in plain_rows(self._session, query):
             if (key := vector_key(digest, pattern)) in keys:
                 yield key, np.frombuffer(blob, dtype="<f4")
 

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from heapq import nsmallest
-from itertools import chain
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Select, and_, func, or_, select
@@ -40,7 +39,16 @@ from catalog.database import (
 from catalog.errors import PoolError
 from catalog.pools import Manifest, Member, PinnedFile
 from catalog.query import Query
-from catalog.search import BY_NAME, COLUMNS, from_current, from_visible, likeness, matching, of_base
+from catalog.search import (
+    BY_NAME,
+    COLUMNS,
+    from_current,
+    from_visible,
+    likeness,
+    matching,
+    of_base,
+    plain_rows,
+)
 from catalog.selection.limits import Candidate, Ranked, draw_digest, without
 
 
@@ -174,10 +182,9 @@ class Candidates:
         places = query.with_only_columns(Adapter.id, Repository.hub_id, Adapter.subfolder)
         begin = f"{seed}\0".encode()
         while True:
-            rows = self._session.connection().execute(places.execution_options(yield_per=_BLOCK))
             drawn = (
                 (draw_digest(begin, f"{hub_id}\0{subfolder}"), id_)
-                for id_, hub_id, subfolder in chain.from_iterable(rows.partitions())
+                for id_, hub_id, subfolder in plain_rows(self._session, places)
             )
             first = self.with_ids([id_ for _, id_ in nsmallest(size, drawn)])
             if len(first) >= count or size >= total:
@@ -215,10 +222,7 @@ class Candidates:
         """The columns, of which the first is the id, of those that meet a condition."""
         query = self._statement.with_only_columns(*columns).order_by(*order)
         query = query if condition is None else query.where(condition)
-        # Without what the session does for each row, as there are no objects in them.
-        result = self._session.connection().execute(query.execution_options(yield_per=_BLOCK))
-        # A row that is fetched by itself takes twice as long.
-        rows = chain.from_iterable(result.partitions())
+        rows = plain_rows(self._session, query)
         return (row for row in rows if row[0] not in self._removed) if self._removed else rows
 
 
