@@ -36,6 +36,7 @@ COLOURS = 48
 SIZES = {"desk": {"width": 1400, "height": 900}, "phone": {"width": 390, "height": 844}}
 # Of a longer view its beginning is drawn. The first view of a large catalog takes minutes to make.
 MOST_HEIGHT, PATIENCE = 4000, 300_000
+AXE = "axe_playwright_python"
 # What a browser logs of an answer that an address of nothing gets.
 NOT_THERE = "status of 404"
 # Notes what the policy refuses, and marks adapters as if the user had.
@@ -202,13 +203,18 @@ def problems(page: Any) -> list[str]:
     wider = page.evaluate("document.documentElement.scrollWidth - innerWidth")
     if wider > 0:
         found.append(f"{wider} pixels wider than the window")
-    if importlib.util.find_spec("axe_playwright_python") is not None:
-        package = importlib.import_module("axe_playwright_python")
-        # The debugger's way in, which the policy of the page does not concern.
-        page.evaluate((Path(package.__path__[0]) / "axe.min.js").read_text() + "\n;undefined")
+    if importlib.util.find_spec(AXE) is not None:
+        load_axe(page)
         result = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
         found += [f"axe: {row['id']} ({len(row['nodes'])})" for row in result["violations"]]
     return found
+
+
+def load_axe(page: Any) -> None:
+    """Loads axe-core into the page that is open."""
+    script = Path(importlib.import_module(AXE).__path__[0]) / "axe.min.js"
+    # The debugger's way in, which the policy of the page does not concern.
+    page.evaluate(script.read_text() + "\n;undefined")
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from loradex.page.documents import MOST_COPIES
 from loradex.page.server import Site
 from tests.page.conftest import SCRIPT, hostile_name
 from tests.page.filters import FILE
+from tools.page_pictures import AXE, load_axe
 
 pytestmark = pytest.mark.slow
 OpenPage = Callable[..., Any]
@@ -507,11 +508,9 @@ def test_every_view_can_be_used_by_everybody(
     open_page: OpenPage, settings: dict[str, Any], rules: list[str] | None
 ) -> None:
     """No finding of axe-core, and no view is wider than the window."""
-    name = "axe_playwright_python.sync_playwright"
-    module = pytest.importorskip(name, reason="pip install axe-playwright-python")
+    pytest.importorskip(AXE, reason="pip install axe-playwright-python")
     page = open_page(**settings)
-    # The debugger's way in, which the policy of the page does not concern.
-    page.evaluate(Path(module.__file__).with_name("axe.min.js").read_text() + "\n;undefined")
+    load_axe(page)
     options: dict[str, Any] = {"resultTypes": ["violations"]} | ({"runOnly": rules} if rules else {})
     violations: dict[str, list[str]] = {}
     wide = []

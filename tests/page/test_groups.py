@@ -86,7 +86,11 @@ def hidden_sets(members: Sequence[str]) -> Iterator[tuple[str, ...]]:
         yield tuple(generator.choice(members, int(generator.integers(2, len(members))), replace=False))
 
 
-def test_hidden_members_are_left_out_as_if_they_had_never_been(chained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [5000, 2])
+def test_hidden_members_are_left_out_as_if_they_had_never_been(
+    chained: Path, tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(likeness, "_BLOCK", block)
     shutil.copytree(chained, tmp_path / "data")
     catalog = loradex.open(tmp_path / "data")
     whole = found(catalog)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import loradex
-from tools.page_pictures import ON_START, addresses, draw_all, messages_of, problems
+from tools.page_pictures import AXE, ON_START, addresses, draw_all, messages_of, problems
 
 pytestmark = pytest.mark.slow
 WRONG = """<!doctype html><html lang="en"><head><title>Wrong</title>
@@ -27,7 +27,7 @@ def test_what_is_wrong_is_noticed(browser: Any) -> None:
     page.goto("http://wrong.invalid/")
     page.wait_for_function("window.refused.length")
     expected = ["policy: img-src", "100 pixels wider than the window"]
-    if importlib.util.find_spec("axe_playwright_python"):
+    if importlib.util.find_spec(AXE):
         expected.append("axe: color-contrast (1)")
     assert problems(page) == expected
     assert notes == ["console: it failed"]

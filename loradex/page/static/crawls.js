@@ -9,7 +9,7 @@ const MOST = 2000;
 const when = (text) => (text ? text.replace("T", " ").slice(0, 16) : "–");
 const size = (bytes) => (bytes >= 9.9995e11 ? `${(bytes / 1e12).toFixed(1)} TB` : bytes >= 9.995e8 ? `${(bytes / 1e9).toFixed(1)} GB` : bytes > 1e6 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e3).toFixed(0)} kB`);
 const OUTCOMES = ["new", "changed", "gone", "failed", "quarantined", "pending"];
-const outcomes = (counts) => OUTCOMES.filter((name) => counts[name]).map((name) => [name, counts[name]]).map(([name, n]) => `${number(n)} ${name}`).join(", ") || "nothing new";
+const outcomes = (counts) => OUTCOMES.filter((name) => counts[name]).map((name) => `${number(counts[name])} ${name}`).join(", ") || "nothing new";
 
 export async function show(box, address, view) {
   const crawls = await data.document_("crawls.json");
