@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import loradex
+from catalog.errors import LoradexError
 from catalog.samples import sample_data
 from crawler.localhub import LocalHub, LocalServer
 from loradex.page import create_app
@@ -61,6 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         catalog = loradex.open(options.data) if options.data else sample_catalog(Path(place))
         if options.all and not options.data:
             add_knowledge(catalog)
+        try:
+            known = addresses(catalog)[0]
+        except LoradexError as error:
+            parser.error(str(error))
+        if unknown := sorted(set(options.only or ()) - known.keys()):
+            parser.error(f"this catalog has no view {', '.join(unknown)}; it has {', '.join(known)}")
         site = Site(catalog)
         site.warm()
         with LocalServer(lambda: create_app(site)) as server, open_browser() as browser:

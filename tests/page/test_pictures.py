@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import loradex
-from tools.page_pictures import AXE, ON_START, addresses, draw_all, messages_of, problems
+from tools.page_pictures import AXE, ON_START, addresses, draw_all, main, messages_of, problems
 
 pytestmark = pytest.mark.slow
 WRONG = """<!doctype html><html lang="en"><head><title>Wrong</title>
@@ -46,3 +46,17 @@ def test_every_view_is_drawn(
     assert draw_all(browser, served, catalog, tmp_path, ["selection", "missing"]) == 0
     assert len(list(tmp_path.glob("*.png"))) == 8
     assert capsys.readouterr().out.count("nothing wrong") == 8
+
+
+@pytest.mark.parametrize(
+    ("data", "view", "sentence"),
+    [("none", "map", "no catalog at"), ("page", "mop", "this catalog has no view mop; it has list, ")],
+)
+def test_wrong_input_is_one_sentence(
+    page_data: Path, tmp_path: Path, data: str, view: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = page_data if data == "page" else tmp_path / data
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path / "out"), "--all", "--data", str(place), "--only", view])
+    assert ended.value.code == 2
+    assert f"error: {sentence}" in capsys.readouterr().err
