@@ -8,6 +8,7 @@ are rows of the same batch.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -344,22 +345,27 @@ def _tree_sums(base: LoadedBase, tree: TokenTree, candidates: int, greedy: bool 
     """
     import torch
 
+    from merging.evaluation.sparse_attention import SparseAttention
+
     device = base.device
     tokens = torch.tensor(tree.tokens, device=device).expand(candidates, -1)
     positions = torch.tensor(tree.depths, device=device).expand(candidates, -1)
-    tree_mask = torch.from_numpy(tree.attention_mask()).to(device)
-    mask = torch.zeros(tree_mask.shape, dtype=base.dtype, device=device)
-    mask.masked_fill_(~tree_mask, torch.finfo(base.dtype).min)
+    visible = tree.attention_mask()
+    mask = torch.zeros(visible.shape, dtype=base.dtype, device=device)
+    mask.masked_fill_(~torch.from_numpy(visible).to(device), torch.finfo(base.dtype).min)
     pairs = [pair for answers in tree.answers for pair in answers]
     logit_places = sorted({place for places, _ in pairs for place in places})
     at = {place: number for number, place in enumerate(logit_places)}
-    logits = base.model(
-        input_ids=tokens,
-        position_ids=positions,
-        attention_mask=mask[None, None].expand(candidates, 1, -1, -1),
-        logits_to_keep=torch.tensor(logit_places, device=device),
-        use_cache=False,
-    ).logits
+    # Layers that are computed again for gradients would be so outside the block.
+    again = base.memory.checkpointing and torch.is_grad_enabled()
+    with contextlib.nullcontext() if again else SparseAttention(visible, mask):
+        logits = base.model(
+            input_ids=tokens,
+            position_ids=positions,
+            attention_mask=mask[None, None].expand(candidates, 1, -1, -1),
+            logits_to_keep=torch.tensor(logit_places, device=device),
+            use_cache=False,
+        ).logits
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     rows = torch.tensor([at[place] for places, _ in pairs for place in places], device=device)
     targets = torch.tensor([token for _, answer in pairs for token in answer], device=device)

@@ -14,9 +14,8 @@ from typing import Any, Literal
 from merging.model import LoadedBase, is_shortage, release
 
 Work = Literal["reading", "generation"]
-# Tokens of one tree, and of the questions and answers of one batch. Attention costs the square of a tree, so
-# that a longer one saves nothing on a processor.
-FIXED: dict[Work, int] = {"reading": 512, "generation": 4096}
+# Tokens of one tree, and of the questions and answers of one batch; longer trees save little on a processor.
+FIXED: dict[Work, int] = {"reading": 1024, "generation": 4096}
 _MOST: dict[Work, int] = {"reading": 4096, "generation": 65536}
 _LEAST = 64
 _PROBES = (256, 1024)
