@@ -247,39 +247,14 @@ def single(job: Job) -> dict[str, Any]:
 
 
 def ensemble(job: Job) -> dict[str, Any]:
-    """The score of the mean over members of the probabilities that each gives the answers.
-
-    Accuracy: probabilities are normalised over the choices of a question before they are averaged. The loss
-    is that of the right answer's mean probability, a token.
-    """
-    from merging.evaluation import ask, likelihoods
+    """The score of the mean over members of the probabilities that each gives."""
+    from merging.evaluation import measure_ensemble
     from merging.model import draw
 
     base, task = _base(job.place), _task(job)
-    if task.metric != "accuracy":
-        raise EvaluationError(f"An ensemble chooses among answers, and {task.name} has no choices.")
-    asking = _asking(job)
-    if asking["protocol"].answers != "likelihood":
-        raise EvaluationError("An ensemble chooses by likelihood; use the project's own protocol for it.")
-    prompts = ask(base, task, draw(task, "test", job.params["test"]), **asking).prompts
-    count = len(job.inputs["pool"]["members"])
-    shares = [[0.0] * len(prompt.answers) for prompt in prompts]
-    right = [0.0] * len(prompts)
-    for member in job.inputs["pool"]["members"]:
-        with _with_adapter(job, base, member):
-            logs = likelihoods(base, prompts)
-        for number, values in enumerate(logs):
-            log_sum = math.log(math.fsum(math.exp(value - max(values)) for value in values)) + max(values)
-            for choice, value in enumerate(values):
-                shares[number][choice] += math.exp(value - log_sum) / count
-            right[number] += math.exp(values[prompts[number].right]) / count
-    hits = [share.index(max(share)) == prompt.right for share, prompt in zip(shares, prompts, strict=True)]
-    losses = [
-        -math.log(max(chance, 1e-300)) / len(prompt.target)
-        for chance, prompt in zip(right, prompts, strict=True)
-    ]
-    result = {"value": sum(hits) / len(hits), "loss": math.fsum(losses) / len(losses), "n": len(hits)}
-    return {"score": result, "detail": {}}
+    members = _members(job.place, job.inputs["pool"])
+    value = measure_ensemble(base, members, task, draw(task, "test", job.params["test"]), **_asking(job))
+    return {"score": value.document(), "detail": {}}
 
 
 def adapt(job: Job) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 from . import scores
+from .ensembles import measure_ensemble
 from .generation import MOST_NEW_TOKENS, end_tokens, generate
 from .metrics import compare_texts, word_f1
 from .questions import Questions, TooLong, ask, prompt_date, unusual
@@ -38,6 +39,7 @@ __all__ = [
     "losses",
     "mean_loss",
     "measure",
+    "measure_ensemble",
     "prompt_date",
     "read_tokens",
     "reading_groups",

@@ -3,10 +3,14 @@
 What all questions begin with is read once: its keys and values stay in memory, and each batch of questions
 goes on from there. A row leaves its batch when its answer ends. If a model would not give a text the same in
 this way as alone (`merging.model.reading`), its own `generate` reads every question from its beginning.
+
+An ensemble of several states of a model (adapters) generates one text: each state reads it, and the token
+with the highest mean probability is next.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +28,8 @@ MOST_NEW_TOKENS = 30
 # Tokens of a row by which the memory of a batch is measured.
 _ROW = 128
 Progress = Callable[[int, int], None]
+# Puts the model into one of its states for a block.
+State = Callable[[], contextlib.AbstractContextManager[object]]
 
 
 def generate(
@@ -42,25 +48,52 @@ def generate(
     below 1 or an empty text, MemoryLimitError if a question alone does not fit into memory, and
     EvaluationError if a model with a table of positions has too few for the answer.
     """
+    return generate_together(
+        base, prompts, [contextlib.nullcontext], most=most, stop=stop, strip=strip, progress=progress
+    )
+
+
+def generate_together(
+    base: LoadedBase,
+    prompts: Sequence[Prompt],
+    states: Sequence[State],
+    *,
+    most: int | Sequence[int] = MOST_NEW_TOKENS,
+    stop: Sequence[str] = (),
+    strip: bool = True,
+    progress: Progress | None = None,
+) -> list[str]:
+    """`generate` by the ensemble of several states of the model: the next token has the highest mean
+    probability over them.
+
+    Also raises EvaluationError for several states of a model whose texts cannot go on from keys and values.
+    """
     limits = _limits(prompts, most)
     if not all(stop):
         raise UsageError("A text that ends an answer (`stop`) must not be empty.")
     _check_positions(base, prompts, limits)
     check_reading(base, prompts)
     ends = end_tokens(base)
-    prefix = _prefix(base, prompts)
+    prefixes = [_read_in(state, base, prompts) for state in states]
     texts = [""] * len(prompts)
 
     def answer(indices: Sequence[int]) -> list[list[int]]:
         questions = [prompts[index].question for index in indices]
         most = [limits[index] for index in indices]
-        if prefix is None or _length(prompts, limits, indices) > base.reading.tree_length:
+        known = [prefix for prefix in prefixes if prefix is not None]
+        if len(known) == len(states) and _length(prompts, limits, indices) <= base.reading.tree_length:
+            return _continue(base, states, known, questions, most, stop, ends)
+        if len(states) > 1:
+            raise EvaluationError(
+                f"An ensemble of {base.name} cannot generate, since the model reads each text from its "
+                "beginning; use tasks with choices."
+            )
+        with states[0]():
             return continue_in_full(base, questions, most, stop, ends)
-        return _continue(base, prefix, questions, most, stop, ends)
 
     done = 0
-    groups = question_groups(base, prompts, limits)
-    size = lambda indices: len(indices) * _length(prompts, limits, indices)  # noqa: E731
+    groups = question_groups(base, prompts, limits, len(states))
+    size = lambda indices: len(states) * len(indices) * _length(prompts, limits, indices)  # noqa: E731
     sizes = Sizes(base.memory, "generation", size)
     for indices, rows in in_pieces(groups, answer, lambda index: too_large(prompts[index]), sizes):
         for index, row in zip(indices, rows, strict=True):
@@ -83,12 +116,14 @@ def end_tokens(base: LoadedBase) -> frozenset[int]:
     return frozenset((ends - {None}) | {chat_format(base.tokenizer).closing_token})
 
 
-def _prefix(base: LoadedBase, prompts: Sequence[Prompt]) -> ReadPrefix | None:
-    """The beginning that the questions share, read; None if the model reads complete texts only."""
+def _read_in(state: State, base: LoadedBase, prompts: Sequence[Prompt]) -> ReadPrefix | None:
+    """The beginning that the questions share, read in a state; None if the model reads only complete
+    texts."""
     if base.reading.depends_on_order or not prompts:
         return None
     questions = [prompt.question for prompt in prompts]
-    return read_prefix(base, questions[0][: shared_length(questions)])
+    with state():
+        return read_prefix(base, questions[0][: shared_length(questions)])
 
 
 def _length(prompts: Sequence[Prompt], limits: Sequence[int], indices: Sequence[int]) -> int:
@@ -98,22 +133,30 @@ def _length(prompts: Sequence[Prompt], limits: Sequence[int], indices: Sequence[
 
 def _continue(
     base: LoadedBase,
-    prefix: ReadPrefix,
+    states: Sequence[State],
+    prefixes: Sequence[ReadPrefix],
     questions: Sequence[Sequence[int]],
     limits: Sequence[int],
     stop: Sequence[str],
     ends: frozenset[int],
 ) -> list[list[int]]:
-    """The tokens after each question, whose rows are padded between the prefix and what follows it."""
+    """The tokens after each question, whose rows are padded between the prefix and what follows it.
+
+    Each state has read its prefix.
+    """
     import torch
 
     answers: list[list[int]] = [[] for _ in questions]
     remaining = list(range(len(questions)))
     with torch.no_grad():
-        batch = _Batch(base, prefix, questions)
+        batches_read = []
+        for state, prefix in zip(states, prefixes, strict=True):
+            with state():
+                batches_read.append(_Batch(base, prefix, questions))
         while remaining:
             kept = []
-            for at, token in enumerate(batch.next_tokens()):
+            likely = _likely_tokens([batch.logits for batch in batches_read])
+            for at, token in enumerate(likely[:, 0].tolist()):
                 index = remaining[at]
                 if token not in ends:
                     answers[index].append(token)
@@ -121,12 +164,25 @@ def _continue(
                         kept.append(at)
             remaining = [remaining[at] for at in kept]
             if remaining:
-                batch.go_on(kept)
+                for state, batch in zip(states, batches_read, strict=True):
+                    with state():
+                        batch.go_on(kept, likely)
     return answers
 
 
+def _likely_tokens(logits: Sequence[Tensor]) -> Tensor:
+    """The most likely token of every row by the mean probability, (rows, 1), from logits of each state."""
+    import torch
+
+    if len(logits) == 1:
+        return logits[0].argmax(-1, keepdim=True)
+    probabilities = (row.to(torch.promote_types(row.dtype, torch.float32)).softmax(-1) for row in logits)
+    return torch.stack(list(probabilities)).mean(0).argmax(-1, keepdim=True)
+
+
 class _Batch:
-    """Rows of a batch with the keys and values of what they have read, and the next token of each."""
+    """Rows of a batch with the keys and values of what they have read, and the logits of the next tokens,
+    (rows, vocabulary)."""
 
     def __init__(self, base: LoadedBase, prefix: ReadPrefix, questions: Sequence[Sequence[int]]) -> None:
         import torch
@@ -145,31 +201,26 @@ class _Batch:
         self._padded = bool(padding.any())
         self._cache = prefix.rows(len(own))
         self._positions = torch.tensor([[len(question)] for question in questions], device=device)
-        self._next = self._read(
+        self.logits = self._read(
             tokens, (start + places - padding).clamp(min=0), self._visible[:, None] & earlier
         )
 
-    def next_tokens(self) -> list[int]:
-        """The most likely next token of each row."""
-        tokens: list[int] = self._next[:, 0].tolist()
-        return tokens
-
-    def go_on(self, kept: Sequence[int]) -> None:
-        """Reads the next token of the rows at `kept`; the other rows leave the batch."""
+    def go_on(self, kept: Sequence[int], tokens: Tensor) -> None:
+        """Reads the next token of the rows at `kept`, from those of all rows; the others leave the batch."""
         import torch
 
-        if len(kept) < len(self._next):
-            rows = torch.tensor(kept, device=self._next.device)
+        if len(kept) < len(tokens):
+            rows = torch.tensor(kept, device=tokens.device)
             self._cache.batch_select_indices(rows)
-            self._next, self._positions, self._visible = (
-                values[rows] for values in (self._next, self._positions, self._visible)
+            tokens, self._positions, self._visible = (
+                values[rows] for values in (tokens, self._positions, self._visible)
             )
-        self._visible = torch.cat([self._visible, self._visible.new_ones(len(self._next), 1)], dim=1)
-        self._next = self._read(self._next, self._positions, self._visible[:, None])
+        self._visible = torch.cat([self._visible, self._visible.new_ones(len(tokens), 1)], dim=1)
+        self.logits = self._read(tokens, self._positions, self._visible[:, None])
         self._positions = self._positions + 1
 
     def _read(self, tokens: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
-        """The most likely token after (rows, n) tokens; each sees the keys in `visible`, (rows, n, keys)."""
+        """The logits after (rows, n) tokens; each sees the keys in `visible`, (rows, n, keys)."""
         import torch
 
         base = self._base
@@ -177,7 +228,7 @@ class _Batch:
         if self._padded:
             mask = torch.zeros(visible.shape, dtype=base.dtype, device=base.device)
             mask = mask.masked_fill_(~visible, torch.finfo(base.dtype).min)[:, None]
-        logits = base.model(
+        logits: Tensor = base.model(
             input_ids=tokens,
             position_ids=positions,
             attention_mask=mask,
@@ -185,8 +236,7 @@ class _Batch:
             use_cache=True,
             **logit_options(base.model, 1),
         ).logits
-        likely: Tensor = logits[:, -1:].argmax(-1).to(base.device)
-        return likely
+        return logits[:, -1].to(base.device)
 
 
 def continue_in_full(
@@ -282,8 +332,13 @@ def _read_probe(base: LoadedBase, tokens: int) -> object:
         return base.model(input_ids=rows, use_cache=True, **logit_options(base.model, 1))
 
 
-def question_groups(base: LoadedBase, prompts: Sequence[Prompt], limits: Sequence[int]) -> list[list[int]]:
-    """Indices of prompts to be answered together: one by one if padding or other rows may matter."""
-    lengths = [len(prompt.question) + limit for prompt, limit in zip(prompts, limits, strict=True)]
+def question_groups(
+    base: LoadedBase, prompts: Sequence[Prompt], limits: Sequence[int], states: int = 1
+) -> list[list[int]]:
+    """Indices of prompts to be answered together: one by one if padding or other rows may matter.
+
+    Each of several `states` of the model keeps the keys and values of all rows.
+    """
+    lengths = [states * (len(prompt.question) + limit) for prompt, limit in zip(prompts, limits, strict=True)]
     budget = batch_tokens(base, "generation", lambda tokens: _read_probe(base, tokens))
     return batches(lengths, 0 if base.reading.depends_on_order else budget)

@@ -184,53 +184,56 @@ def measure(
     choices, by exact match. Raises EvaluationError if the model's output is not finite, and the errors of
     `ask`.
     """
-    new_tokens = _new_tokens(task, protocol)
-    return _measure(base, task, ask(base, task, questions, too_long, protocol, new_tokens))
+    return _measure(base, task, ask(base, task, questions, too_long, protocol, new_tokens(task, protocol)))
 
 
 def score_metric(task: Task, protocol: Protocol = OWN) -> str:
     """The name of the metric of a task's scores by a protocol."""
-    return METRICS[_text_metric(task, protocol) or task.metric]
+    return METRICS[text_metric(task, protocol) or task.metric]
 
 
-def _text_metric(task: Task, protocol: Protocol) -> str | None:
+def text_metric(task: Task, protocol: Protocol = OWN) -> str | None:
     """The metric of task.json that compares generated texts; None if the likelihood of choices decides."""
     if task.metric != "accuracy":
         return task.metric
     return "exact_match" if protocol.answers == "generation" else None
 
 
-def _new_tokens(task: Task, protocol: Protocol) -> int:
+def new_tokens(task: Task, protocol: Protocol) -> int:
     """The most tokens of an answer that is generated; 0 where the likelihood of choices decides."""
-    return task.max_new_tokens if _text_metric(task, protocol) else 0
+    return task.max_new_tokens if text_metric(task, protocol) else 0
 
 
 def _measure(base: LoadedBase, task: Task, question_set: Questions) -> Measured:
     prompts, protocol = question_set.prompts, question_set.protocol
-    metric = _text_metric(task, protocol)
     right: Sequence[bool] = ()
     margins: list[float] = []
-    if metric is None:
+    if text_metric(task, protocol) is None:
         answered = open_answers(prompts) if protocol.answers != "likelihood" else prompts
         answers = likelihoods(base, answered)
         loss = mean_loss(answered, answers)
-        compared = _normalise_lengths(answered, answers, question_set)
+        compared = normalise_lengths(answered, answers, question_set)
         right, margins = right_answers(answered, compared), answer_margins(answered, compared)
         value = sum(right) / len(right)
     else:
         alone = targets_only(prompts)
         loss = mean_loss(alone, likelihoods(base, alone))
-        texts = generate(base, prompts, most=task.max_new_tokens)
-        targets = [question.target for question in question_set.examples]
-        value, values = compare_texts(metric, texts, targets, marker=protocol.marker)
-        if not TASK_METRICS[metric].graded:
-            right = [bool(answer_value) for answer_value in values]
+        value, right = judge_texts(task, question_set, generate(base, prompts, most=task.max_new_tokens))
     if not math.isfinite(loss) or any(map(math.isnan, margins)):
         raise EvaluationError(f"The output of the model on {task.name} is not finite; its weights overflow.")
     return Measured(value, loss, len(prompts), question_set.left_out, tuple(right), tuple(margins))
 
 
-def _normalise_lengths(
+def judge_texts(task: Task, question_set: Questions, texts: Sequence[str]) -> tuple[float, Sequence[bool]]:
+    """The score of generated answers, and whether each is right unless the metric is graded."""
+    protocol = question_set.protocol
+    metric = text_metric(task, protocol) or task.metric
+    targets = [question.target for question in question_set.examples]
+    value, values = compare_texts(metric, texts, targets, marker=protocol.marker)
+    return value, () if TASK_METRICS[metric].graded else [bool(answer_value) for answer_value in values]
+
+
+def normalise_lengths(
     prompts: Sequence[Prompt], answers: Sequence[Likelihoods], question_set: Questions
 ) -> Sequence[Likelihoods]:
     """The log-likelihoods divided by the lengths that the protocol counts, if it counts any."""
@@ -306,7 +309,7 @@ class Sampler:
         self.base, self.task, self.find, self.spent = base, task, find, 0
         # A race reads only the examples that a training with this seed reads.
         order = first_examples(task, min(BUDGET, len(examples(task, "train"))), seed=seed)
-        self.asked = ask(base, task, order, too_long, new_tokens=_new_tokens(task, OWN))
+        self.asked = ask(base, task, order, too_long, new_tokens=new_tokens(task, OWN))
         self.left_out: dict[str, str] = {}
         self._place: dict[str, int] = {}
 
@@ -410,7 +413,7 @@ def _round(
     too_long: TooLong,
     protocol: Protocol,
 ) -> _Round:
-    questions = ask(base, task, items, too_long, protocol, _new_tokens(task, protocol))
+    questions = ask(base, task, items, too_long, protocol, new_tokens(task, protocol))
     prompts, date, plain = questions.prompts, prompt_date(base), reads_plainly(base, questions.prompts)
     tokens = sum(len(tree_of(prompts[i] for i in group).tokens) for group in pack_prompts(prompts, 1 << 12))
     # A model of the same name may be different: its losses identify it.

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is d
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study of one seed whose ensemble of free text fails."""
+    """A study of one seed."""
     path = make_world(tmp_path_factory.mktemp("world"))
     text = TEXT.format(base=path.parent / "base").replace("seeds: [0, 1]", "seeds: [0]")
     path.write_text(text)

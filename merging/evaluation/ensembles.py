@@ -1,0 +1,130 @@
+"""The score of an ensemble: the mean over adapters of the probabilities that each gives.
+
+The members are not merged: the base model reads everything once with each of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from catalog.errors import EvaluationError, UsageError
+from merging.evaluation.generation import generate_together
+from merging.evaluation.questions import Questions, TooLong, ask
+from merging.evaluation.scores import Measured, judge_texts, new_tokens, normalise_lengths, text_metric
+from merging.evaluation.scoring import (
+    Likelihoods,
+    answer_margins,
+    likelihoods,
+    mean_loss,
+    open_answers,
+    right_answers,
+    targets_only,
+)
+from merging.members import MergeMember
+from merging.model import OWN, Example, LoadedBase, Prompt, Protocol, Task
+
+if TYPE_CHECKING:
+    from merging.live import LiveStack
+
+
+def measure_ensemble(
+    base: LoadedBase,
+    members: Sequence[MergeMember],
+    task: Task,
+    questions: Sequence[Example],
+    too_long: TooLong = "error",
+    protocol: Protocol = OWN,
+) -> Measured:
+    """The score of the ensemble of the members, each with the same weight, on these examples.
+
+    Accuracy: the choice with the highest mean of the members' probabilities, each normalised over the
+    choices of a question, is the answer. Other metrics compare the text whose every token has the highest
+    mean probability. The loss is that of the right answer's mean probability, a token. Afterwards the base
+    model is as before. Raises UsageError without members, EvaluationError if an output is not finite or if
+    an ensemble cannot generate (a model that reads texts from their beginnings, an adapter that PEFT alone
+    can apply), MergeError for a member that does not match the base model, and the errors of `ask`.
+    """
+    if not members:
+        raise UsageError("An ensemble requires at least one member; give adapters.")
+    asked = ask(base, task, questions, too_long, protocol, new_tokens(task, protocol))
+    chooses = text_metric(task, protocol) is None
+    prompts = asked.prompts if chooses else targets_only(asked.prompts)
+    if chooses and protocol.answers != "likelihood":
+        prompts = open_answers(prompts)
+    values = _member_likelihoods(base, members, prompts)
+    loss = mean_loss(prompts, _mean_logs(values))
+    right: Sequence[bool] = ()
+    margins: list[float] = []
+    if chooses:
+        shares = [_shares(row) for row in (normalise_lengths(prompts, row, asked) for row in values)]
+        means = _mean_logs(shares)
+        right, margins = right_answers(prompts, means), answer_margins(prompts, means)
+        value = sum(right) / len(right)
+    else:
+        value, right = judge_texts(task, asked, _generate(base, members, task, asked))
+    if not math.isfinite(loss) or any(map(math.isnan, margins)):
+        raise EvaluationError(
+            f"The output of the ensemble on {task.name} is not finite; the weights of a member overflow."
+        )
+    return Measured(value, loss, len(prompts), asked.left_out, tuple(right), tuple(margins))
+
+
+def _member_likelihoods(
+    base: LoadedBase, members: Sequence[MergeMember], prompts: Sequence[Prompt]
+) -> list[list[Likelihoods]]:
+    from merging.live import apply_member
+
+    values = []
+    for member in members:
+        with apply_member(base.model, member):
+            values.append(likelihoods(base, prompts))
+    return values
+
+
+def _shares(answers: Sequence[Likelihoods]) -> list[Likelihoods]:
+    """The log-probabilities of every prompt's answers, normalised over them."""
+    sums = [_log_sum(row) for row in answers]
+    return [tuple(value - total for value in row) for row, total in zip(answers, sums, strict=True)]
+
+
+def _mean_logs(values: Sequence[Sequence[Likelihoods]]) -> list[Likelihoods]:
+    """The log of the mean probability over members of every prompt's answers."""
+    count = math.log(len(values))
+    return [
+        tuple(_log_sum(logs) - count for logs in zip(*rows, strict=True))
+        for rows in zip(*values, strict=True)
+    ]
+
+
+def _log_sum(logs: Sequence[float]) -> float:
+    """log of the sum of exponentials; not a number if one of them is not."""
+    most = max(logs)
+    if math.isinf(most):
+        return most
+    return most + math.log(math.fsum(math.exp(value - most) for value in logs))
+
+
+def _generate(base: LoadedBase, members: Sequence[MergeMember], task: Task, asked: Questions) -> list[str]:
+    from merging.live import LiveStack
+
+    if apart := next((member for member in members if member.apart), None):
+        raise EvaluationError(
+            f"{apart.name} can be applied by PEFT alone, and an ensemble that generates adds all members to "
+            "the layers in turn; leave it out, or use tasks with choices."
+        )
+    live = LiveStack(base.model, members)
+    states = [partial(_state, live, number) for number in range(len(members))]
+    with live.attach():
+        return generate_together(base, asked.prompts, states, most=task.max_new_tokens)
+
+
+@contextlib.contextmanager
+def _state(live: LiveStack, number: int) -> Iterator[None]:
+    """Inside the block the model has one of the resident members."""
+    weights = [float(at == number) for at in range(len(live.members))]
+    live.set_scales(live.scales_of(weights))
+    yield

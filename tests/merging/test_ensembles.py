@@ -1,0 +1,155 @@
+"""An ensemble answers with the mean of its members' probabilities, in choices and in texts."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from catalog.errors import EvaluationError, MergeError, UsageError
+from merging.evaluation import likelihoods, measure, measure_ensemble
+from merging.evaluation.generation import generate, generate_together
+from merging.live import apply_member
+from merging.members import MergeMember, load_member
+from merging.model import LoadedBase, Task, encode, examples, find_protocol, read_task
+from tests.merging.test_evaluate import ROWS, tiny_adapter
+from tests.merging.test_peft_layers import write_dora
+from tests.merging.tiny import tiny_base, write_task
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+TEXTS = [(f"{'xyz'[number % 3] * (number + 1)}", "ab" * (number % 4 + 1)) for number in range(9)]
+
+
+@pytest.fixture
+def members(tmp_path: Path) -> list[MergeMember]:
+    return [tiny_adapter(tmp_path / f"a{number}", number, rank=number + 1) for number in range(3)]
+
+
+@pytest.fixture
+def choice(tmp_path: Path) -> Task:
+    return read_task(write_task(tmp_path / "choice", ROWS[:9]))
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Task:
+    return read_task(write_task(tmp_path / "text", TEXTS, choices=None, metric="exact_match"))
+
+
+def test_the_choice_of_the_highest_mean_share_is_the_answer(members: list[MergeMember], choice: Task) -> None:
+    base, questions = tiny_base(), examples(choice, "test")
+    result = measure_ensemble(base, members, choice, questions)
+    prompts = encode(base.tokenizer, choice, questions, 512)
+    values = []
+    for member in members:
+        with apply_member(base.model, member):
+            values.append([[math.exp(value) for value in row] for row in likelihoods(base, prompts)])
+    right, loss, margins = [], 0.0, []
+    for number, prompt in enumerate(prompts):
+        rows = [value[number] for value in values]
+        shares = [sum(row[at] / sum(row) for row in rows) / 3 for at in range(2)]
+        right.append(shares[prompt.right] >= max(shares))
+        margins.append(math.log(shares[1 - prompt.right] / shares[prompt.right]))
+        loss -= math.log(sum(row[prompt.right] for row in rows) / 3) / len(prompt.target) / len(prompts)
+    assert list(result.outcomes) == right
+    assert 0 < sum(right) < len(right)
+    assert result.value == sum(right) / len(right)
+    assert result.loss == pytest.approx(loss, rel=1e-5)
+    assert result.margins == pytest.approx(margins, rel=1e-4)
+
+
+def naive_text(base: LoadedBase, members: list[MergeMember], question: tuple[int, ...], most: int) -> str:
+    """The definition: every member reads the whole text anew for each token."""
+    tokens: list[int] = []
+    while len(tokens) < most:
+        mean: Any = 0
+        for member in members:
+            with apply_member(base.model, member), torch.no_grad():
+                logits = base.model(torch.tensor([[*question, *tokens]])).logits[0, -1]
+            mean = mean + logits.softmax(-1) / len(members)
+        token = int(mean.argmax())
+        if token == base.tokenizer.eos_token_id:
+            break
+        tokens.append(token)
+    return str(base.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+
+def test_every_token_of_a_text_has_the_highest_mean_probability(
+    members: list[MergeMember], text: Task
+) -> None:
+    base, questions = tiny_base(dtype=torch.float64), examples(text, "test")
+    prompts = encode(base.tokenizer, text, questions, 512)
+    texts = [naive_text(base, members, prompt.question, text.max_new_tokens) for prompt in prompts]
+    # The ensemble is none of its members.
+    for member in members:
+        with apply_member(base.model, member):
+            assert generate(base, prompts, most=text.max_new_tokens) != texts
+    rows = [(item.input, answer or "-") for item, answer in zip(questions, texts, strict=True)]
+    rows[-1] = (rows[-1][0], "certainly not this")
+    own = read_task(write_task(text.folder.parent / "own", rows, choices=None, metric="exact_match"))
+    result = measure_ensemble(base, members, own, examples(own, "test"))
+    assert list(result.outcomes) == [*(answer != "" for answer in texts[:-1]), False]
+    assert result.value == sum(result.outcomes) / 9
+    logs = []
+    for member in members:
+        with apply_member(base.model, member):
+            logs.append(likelihoods(base, encode(base.tokenizer, own, examples(own, "test"), 512)))
+    expected = 0.0
+    for number, prompt in enumerate(encode(base.tokenizer, own, examples(own, "test"), 512)):
+        mean = sum(math.exp(values[number][0]) for values in logs) / 3
+        expected -= math.log(mean) / len(prompt.target) / 9
+    assert result.loss == pytest.approx(expected, rel=1e-9)
+
+
+def test_texts_end_one_by_one(members: list[MergeMember], text: Task) -> None:
+    """Rows leave the batches of all states together, whatever their limits."""
+    base = tiny_base(dtype=torch.float64)
+    prompts = encode(base.tokenizer, text, examples(text, "test"), 512)
+    limits = [1 + 4 * (number % 3) for number in range(len(prompts))]
+    states = [lambda member=member: apply_member(base.model, member) for member in members]
+    together = generate_together(base, prompts, states, most=limits)
+    for prompt, limit, answer in zip(prompts, limits, together, strict=True):
+        assert answer == naive_text(base, members, prompt.question, limit)
+
+
+@pytest.mark.parametrize("task_name", ["choice", "text"])
+def test_an_ensemble_of_one_is_that_one(
+    members: list[MergeMember], task_name: str, request: pytest.FixtureRequest
+) -> None:
+    base, task = tiny_base(), request.getfixturevalue(task_name)
+    before = {name: values.clone() for name, values in base.model.state_dict().items()}
+    result = measure_ensemble(base, members[1:2], task, examples(task, "test"))
+    assert all(torch.equal(before[name], values) for name, values in base.model.state_dict().items())
+    with apply_member(base.model, members[1]):
+        alone = measure(base, task, examples(task, "test"))
+    assert (result.value, result.outcomes) == (alone.value, alone.outcomes)
+    assert result.loss == pytest.approx(alone.loss, rel=1e-6)
+
+
+def test_by_the_papers_protocol_choices_are_generated(members: list[MergeMember], choice: Task) -> None:
+    base, protocol = tiny_base(), find_protocol("recycling-paper")
+    result = measure_ensemble(base, members, choice, examples(choice, "test"), "skip", protocol)
+    assert result.margins == ()
+    assert len(result.outcomes) == 9
+
+
+def test_what_an_ensemble_cannot_do_is_one_sentence(
+    tmp_path: Path, members: list[MergeMember], choice: Task, text: Task
+) -> None:
+    base = tiny_base()
+    with pytest.raises(UsageError, match="at least one member; give adapters"):
+        measure_ensemble(base, [], choice, examples(choice, "test"))
+    other = tiny_base(hidden=64)
+    with pytest.raises(MergeError):
+        measure_ensemble(other, members, text, examples(text, "test"))
+    write_dora(tmp_path / "dora", tiny_base(), 1)
+    dora = load_member(tmp_path / "dora", purpose="evaluated", peft_layers=True)
+    assert measure_ensemble(base, [members[0], dora], choice, examples(choice, "test")).n == 9
+    with pytest.raises(EvaluationError, match=r"by PEFT alone.*leave it out, or use tasks with choices"):
+        measure_ensemble(base, [members[0], dora], text, examples(text, "test"))
+    base.reading.learn(4, False)
+    with pytest.raises(EvaluationError, match="reads each text from its beginning; use tasks with choices"):
+        measure_ensemble(base, members, text, examples(text, "test"))
+    assert measure_ensemble(base, members[:1], text, examples(text, "test")).n == 9
