@@ -17,6 +17,7 @@ NAMES = (
     "select",
     "merging",
     "live",
+    "reading",
     "generation",
     "wide",
     "crawl",
