@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MOST_NEW_TOKENS = 30
 # Tokens of a row by which the memory of a batch is measured.
 _ROW = 128
+# States of an ensemble on a processor whose keys and values count as those of one.
+_MORE = 4
 Progress = Callable[[int, int], None]
 # Puts the model into one of its states for a block.
 State = Callable[[], contextlib.AbstractContextManager[object]]
@@ -337,8 +339,10 @@ def question_groups(
 ) -> list[list[int]]:
     """Indices of prompts to be answered together: one by one if padding or other rows may matter.
 
-    Each of several `states` of the model keeps the keys and values of all rows.
+    Each of several `states` of the model keeps the keys and values of all rows; on a processor those of an
+    ensemble may take four times the memory of one, as shorter batches read the weights more often.
     """
-    lengths = [states * (len(prompt.question) + limit) for prompt, limit in zip(prompts, limits, strict=True)]
+    copies = states if base.device.type == "cuda" else -(-states // _MORE)
+    lengths = [copies * (len(prompt.question) + limit) for prompt, limit in zip(prompts, limits, strict=True)]
     budget = batch_tokens(base, "generation", lambda tokens: _read_probe(base, tokens))
     return batches(lengths, 0 if base.reading.depends_on_order else budget)

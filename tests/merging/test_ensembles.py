@@ -11,10 +11,10 @@ import torch
 
 from catalog.errors import EvaluationError, MergeError, UsageError
 from merging.evaluation import likelihoods, measure, measure_ensemble
-from merging.evaluation.generation import generate, generate_together
+from merging.evaluation.generation import generate, generate_together, question_groups
 from merging.live import apply_member
 from merging.members import MergeMember, load_member
-from merging.model import LoadedBase, Task, encode, examples, find_protocol, read_task
+from merging.model import LoadedBase, Prompt, Task, encode, examples, find_protocol, read_task
 from tests.merging.test_evaluate import ROWS, tiny_adapter
 from tests.merging.test_peft_layers import write_dora
 from tests.merging.tiny import tiny_base, write_task
@@ -153,3 +153,11 @@ def test_what_an_ensemble_cannot_do_is_one_sentence(
     with pytest.raises(EvaluationError, match="reads each text from its beginning; use tasks with choices"):
         measure_ensemble(base, members, text, examples(text, "test"))
     assert measure_ensemble(base, members[:1], text, examples(text, "test")).n == 9
+
+
+@pytest.mark.parametrize(("states", "tokens"), [(1, 4096), (4, 4096), (5, 2048), (40, 409)])
+def test_batches_of_many_states_are_shorter(states: int, tokens: int) -> None:
+    prompts = [Prompt((1, 2, 3), ((4,),), 0)] * 2000
+    groups = question_groups(tiny_base(), prompts, [7] * 2000, states)
+    assert max(map(len, groups)) == tokens // 10
+    assert sorted(at for group in groups for at in group) == list(range(2000))
