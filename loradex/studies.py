@@ -116,9 +116,11 @@ class StudyRequest:
     def _read(self) -> tuple[StudyFile, Grid]:
         from studies.file import read_study
         from studies.grid import grid
+        from studies.run import refuse_other
 
         file = read_study(str(self.file))
         self._executor()
+        refuse_other(Path(self.out))
         settings = settings_of(self.catalog)
         return file, grid(
             file.study,

@@ -41,9 +41,8 @@ from studies.design import (
     settle_method,
     use_of,
 )
+from studies.record import PUBLISHED
 
-# The answer to a study of published tables, which a study could be once.
-PUBLISHED = "Published tables are not a study; use `python -m tools.published DIR` in a checkout of loradex."
 _MOST_BYTES = 1024 * 1024
 
 

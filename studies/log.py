@@ -6,17 +6,19 @@ folder of the steps.
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from catalog.errors import StorageError
-from catalog.files import read_limited, unsafe_path
+from catalog.errors import ConfigError, StorageError
+from catalog.files import load_json, read_limited, unsafe_path
 
 _MOST_BYTES = 512 * 1024 * 1024
+# Sums of larger numbers overflow.
+_LARGEST = 1e100
+# A mean of shares can be above 1 by as much as it is rounded.
+_EXACT = 1e-9
 _KEY = re.compile(r"[0-9a-f]{32}")
 # What a result of these kinds must hold, and those that read it rely on.
 _NEEDED: Mapping[str, tuple[str, ...]] = {
@@ -52,17 +54,20 @@ def read_log(path: Path) -> dict[str, dict[str, Any]]:
     advice = "run the study again"
     data = read_limited(path, _MOST_BYTES, kind="the log of a study", advice=advice, error=StorageError)
     *lines, last = data.split(b"\n")
-    steps = {}
+    steps: dict[str, dict[str, Any]] = {}
     for number, line in enumerate([*lines, *([last] if last else [])], 1):
         try:
-            document = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            document: Any = load_json(line, max_bytes=_MOST_BYTES)
+        except ConfigError as error:
             if number > len(lines):
                 break
             raise _wrong(path, number, "it is not JSON") from error
         if problem := _problem(document):
             raise _wrong(path, number, problem)
-        steps[document["step"]] = {key: document[key] for key in ("kind", "seconds", "result")}
+        step = {key: document[key] for key in ("kind", "seconds", "result")}
+        known = steps.setdefault(document["step"], step)
+        if known["result"] != step["result"]:
+            raise _wrong(path, number, "an earlier line has another result of it")
     return steps
 
 
@@ -95,7 +100,7 @@ def _problem(document: Any) -> str | None:
         return "it is not an object"
     if missing := [name for name in ("step", "kind", "seconds", "result") if name not in document]:
         return f"{missing[0]} is missing"
-    if not isinstance(document["step"], str) or not _KEY.fullmatch(document["step"]):
+    if not is_key(document["step"]):
         return "step is not a key of 32 hexadecimal digits"
     if not isinstance(document["kind"], str):
         return "kind is not a name"
@@ -104,28 +109,30 @@ def _problem(document: Any) -> str | None:
     return result_problem(document["result"], document["kind"])
 
 
+def is_key(value: Any) -> bool:
+    """Whether it is the key of a step, the name of its folder."""
+    return isinstance(value, str) and _KEY.fullmatch(value) is not None
+
+
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
+    """Whether it is a finite number, and not too large for a sum."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def _is_score(value: Any) -> bool:
     if not isinstance(value, dict) or not {"value", "loss", "n"} <= value.keys():
         return False
-    numbers = (value["value"], value["loss"])
-    return isinstance(value["n"], int) and all(number is None or is_number(number) for number in numbers)
+    share, loss, n = value["value"], value["loss"], value["n"]
+    if not (is_number(share) and is_number(loss) and is_number(n) and isinstance(n, int)):
+        return False
+    return 0 <= share <= 1 + _EXACT and n > 0
 
 
 def _is_made(value: Any) -> bool:
     """Whether it is the path of what a step made, below the folder of the steps."""
     if not isinstance(value, str) or unsafe_path(value):
         return False
-    return bool(_KEY.fullmatch(value.partition("/")[0]))
+    return is_key(value.partition("/")[0])
 
 
 def _is_member(value: Any) -> bool:

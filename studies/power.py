@@ -56,10 +56,11 @@ class Cost:
 def power_of(tasks: int, seeds: int, claims: int = 1, set_size: int | None = None) -> Power:
     """The power of paired differences over this many tasks and seeds, or sets of adapters in place of tasks.
 
-    The noncentral t distribution; seeds are averaged within a task first. Of a set the tasks are averaged, as
-    if their differences did not depend on one another.
+    By the noncentral F distribution, that of t squared; scipy's noncentral t is NaN at 1,000 tasks. Seeds are
+    averaged within a task first. Of a set the tasks are averaged, as if their differences did not depend on
+    one another.
     """
-    from scipy.stats import nct, t
+    from scipy.stats import ncf, t
 
     if tasks < 2:
         return Power(tasks, seeds, None, {}, set_size)
@@ -70,7 +71,7 @@ def power_of(tasks: int, seeds: int, claims: int = 1, set_size: int | None = Non
     bound = float(t.ppf(1 - _LEVEL / max(claims, 1) / 2, df))
     found = {}
     for effect in EFFECTS:
-        chance = nct.sf(bound, df, effect / error) + nct.cdf(-bound, df, effect / error)
+        chance = ncf.sf(bound**2, 1, df, (effect / error) ** 2)
         found[f"{effect:g}"] = round(100 * float(chance))
     return Power(tasks, seeds, float(t.ppf(1 - _LEVEL / 2, df)) * error, found, set_size)
 
@@ -111,7 +112,7 @@ def estimate_cost(place: Place, steps: Sequence[Step], pending: Sequence[Step]) 
             unmeasured[step.kind] += 1
     return Cost(
         seconds=total,
-        measured=sum(map(len, here.values())),
+        measured=sum(len(here[kind]) for kind in {step.kind for step in pending} if kind in here),
         unmeasured=dict(sorted(unmeasured.items())),
         seconds_elsewhere=total_elsewhere,
         logged=sum(len(elsewhere[kind]) for kind in kinds_elsewhere),

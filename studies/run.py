@@ -23,18 +23,30 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from catalog.cluster import connect_ray
-from catalog.errors import EvaluationError, LoradexError, NotFoundError, StorageError, UsageError
+from catalog.errors import EvaluationError, LoradexError, StorageError, UsageError
 from catalog.extras import require_extra
 from catalog.files import replace_file
 from merging.members import new_folder, package_versions, storage, write_json, write_text
-from studies.file import PUBLISHED, StudyFile
+from studies.file import StudyFile
 from studies.grid import Grid, GridCell
+from studies.log import is_key
+from studies.record import FACTS, RESULTS, read_record
 from studies.report import grids, page
 from studies.report.findings import Findings
 from studies.steps import KINDS, Job
-from studies.store import LOG, RESULT, STEP, TIME, Place, Step, StudyOutcome, in_order, pending_steps
+from studies.store import (
+    LOG,
+    RESULT,
+    STEP,
+    STEPS,
+    TIME,
+    Place,
+    Step,
+    StudyOutcome,
+    in_order,
+    pending_steps,
+)
 
-RESULTS, FACTS = "results.jsonl", "study.json"
 PAGE, MARKDOWN, SUMMARY, PICTURES = "report.html", "report.md", "summary.json", "pictures"
 # Seconds between two writings of the results of a run at work.
 _REST = 60.0
@@ -145,7 +157,7 @@ def run(
     or the folder holds something else, and StorageError.
     """
     place = study_grid.place
-    _refuse_other(place.folder)
+    refuse_other(place.folder)
     with _lock_folder(place.folder):
         place.forget_failures()
         steps = list(in_order(study_grid.steps))
@@ -223,31 +235,14 @@ def _write_log(place: Place, steps: Sequence[Step]) -> None:
         write_text(new, text)
 
 
-def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """study.json and the rows of results.jsonl in a study's folder; raises NotFoundError and StorageError."""
-    try:
-        facts = json.loads((folder / FACTS).read_text("utf-8"))
-        lines = (folder / RESULTS).read_text("utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
-    except FileNotFoundError as error:
-        raise NotFoundError(
-            f"{folder} does not contain a study; run one with `run_study(FILE, {folder})`."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{folder} cannot be read: {error}; run the study again.") from error
-    if "published" in facts["study"]:
-        raise UsageError(f"{folder}: {PUBLISHED}")
-    return facts, rows
-
-
 def report(folder: Path, *, into: Path | None = None) -> dict[str, Any]:
     """Writes report.html, report.md, summary.json and pictures/ into a study's folder, or into another.
 
     The places of page and Markdown, and the sentences that the numbers allow. Reads only study.json and
-    results.jsonl. Raises NotFoundError, StorageError.
+    results.jsonl. Raises NotFoundError, UsageError and StorageError.
     """
-    facts, rows = read(folder)
-    title, question = facts["study"]["title"], facts["study"]["question"]
+    facts, rows = read_record(folder)
+    title, question = facts["study"]["title"], facts["study"].get("question", "")
     findings = Findings(facts, rows)
     page_sections = grids.sections(findings)
     into = into or folder
@@ -285,6 +280,7 @@ def _row(place: Place, cell: GridCell) -> dict[str, Any]:
     score = result["score"] if result else {"value": None, "loss": None, "n": None}
     error = None if result else place.error(cell.step)
     return {
+        **score,
         "cell": cell.step.key[:16],
         "task": cell.task,
         "group": cell.group,
@@ -294,7 +290,6 @@ def _row(place: Place, cell: GridCell) -> dict[str, Any]:
         "settings": dict(cell.settings),
         "status": "done" if result else "failed" if error else "missing",
         "error": error,
-        **score,
         "detail": detail,
     }
 
@@ -313,7 +308,12 @@ def _lock_folder(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _refuse_other(folder: Path) -> None:
-    own = (folder / "steps").is_dir() or (folder / LOG).is_file()
+def refuse_other(folder: Path) -> None:
+    """Raises UsageError where the folder of a study is a file, or holds something else."""
+    steps = folder / STEPS
+    names = [path.name for path in steps.iterdir()] if steps.is_dir() else []
+    own = (folder / LOG).is_file() or (
+        steps.is_dir() and all(is_key(name) or name.startswith(".loradex-") for name in names)
+    )
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not own):
         raise UsageError(f"{folder} contains other files; use another folder for the study.")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -18,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from catalog.errors import DivergedError, LoradexError, StorageError
-from catalog.files import remove_abandoned
+from catalog.files import clean_text, remove_abandoned
 from merging.members import storage, write_json
-from studies.log import is_number, read_log, result_problem
+from studies.log import is_key, is_number, read_log, result_problem
 
+STEPS = "steps"
 RESULT, STEP, TIME = "result.json", "step.json", "time.json"
 # One line for each step that is done: what a run elsewhere needs to go on without the files of the steps.
 LOG = "steps.jsonl"
@@ -76,7 +76,7 @@ class Place:
     @property
     def steps(self) -> Path:
         """The folder of the steps that are done."""
-        return self.folder / "steps"
+        return self.folder / STEPS
 
     def result(self, step: Step) -> dict[str, Any] | None:
         """What a step found, by its folder or the log; None where it is not done.
@@ -145,20 +145,28 @@ class Place:
         """Keeps why a step failed."""
         with storage(self.folder):
             self._failure_file(step).parent.mkdir(parents=True, exist_ok=True)
-            document = {"error": str(error), "kind": step.kind, "diverged": isinstance(error, DivergedError)}
+            document = {
+                "error": clean_text(str(error)),
+                "kind": step.kind,
+                "diverged": isinstance(error, DivergedError),
+            }
             write_json(self._failure_file(step), document)
 
     def forget_failures(self) -> None:
         """Lets failed steps be tried again, and clears what a killed run left half-done."""
         with storage(self.folder):
-            shutil.rmtree(self.folder / "failed", ignore_errors=True)
+            for file in self._failures.glob("*.json"):
+                if is_key(file.stem):
+                    file.unlink()
             self.steps.mkdir(parents=True, exist_ok=True)
             remove_abandoned(self.steps)
-            for half in set(self.steps.glob(".*")) - set(self.steps.glob(".loradex-*")):
-                shutil.rmtree(half, ignore_errors=True)
 
     def _failure_file(self, step: Step) -> Path:
-        return self.folder / "failed" / f"{step.key}.json"
+        return self._failures / f"{step.key}.json"
+
+    @property
+    def _failures(self) -> Path:
+        return self.folder / "failed"
 
 
 def in_order(steps: Iterable[Step]) -> Iterator[Step]:

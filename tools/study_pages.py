@@ -24,10 +24,12 @@ from catalog.errors import UsageError
 from merging.members import write_json
 from studies.design import Report, Study
 from studies.file import read_study
+from studies.record import FACTS, read_record
+from studies.record import RESULTS as RESULTS_NAME
 from studies.report import grids, page
 from studies.report.findings import Findings
 from studies.report.page import Section
-from studies.run import FACTS, MARKDOWN, PICTURES, read
+from studies.run import MARKDOWN, PICTURES
 from tools import published
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -86,10 +88,11 @@ def write_report(folder: Path) -> None:
 
 
 def _sections(folder: Path) -> tuple[dict[str, Any], list[Section]]:
-    facts, rows = read(folder)
     if folder.name == published.NAME:
-        return facts, published.sections(rows)  # type: ignore[arg-type]  # the keys of a Row
-    return facts, grids.sections(Findings(facts, rows))
+        rows = [json.loads(line) for line in (folder / RESULTS_NAME).read_text("utf-8").split("\n")[:-1]]
+        return json.loads((folder / FACTS).read_text("utf-8")), published.sections(rows)
+    facts, cells = read_record(folder)
+    return facts, grids.sections(Findings(facts, cells))
 
 
 @cache

@@ -86,7 +86,7 @@ def run(
     that fail are kept as failed, and the exit code is 3.
     """
     if tables is not None:
-        from studies.file import PUBLISHED
+        from studies.record import PUBLISHED
 
         raise UsageError(PUBLISHED)
     study = loradex.StudyRequest(file, out, **options, catalog=app.settings)

@@ -27,6 +27,7 @@ FEW = 8
 FEW_TO_DRAW = 20
 # Differences of shares such as 0.81 - 0.79 are not exact in binary.
 _EXACT = 1e-9
+_LARGEST = 1e100
 NO_NUMBER = "The value is not a finite number."
 
 RATE = "learning_rate"
@@ -264,8 +265,8 @@ def summarise(gaps: Means, steps: Means, *, sign_flips: bool = True) -> Differen
 
 
 def finite(value: Any) -> float | None:
-    """The value as a number; None for what is none, or not finite."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    """The value as a number; None for what is none, not finite, or too large for a sum."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= _LARGEST:
         return None
     return float(value)
 

@@ -76,9 +76,11 @@ def judge_claims(claims: Sequence[Compared]) -> list[Judgement]:
 
 
 def _adjust(claims: Sequence[Compared]) -> list[float | None]:
-    """Holm's p-values; a claim without results counts with 1, one whose difference is exactly 0 does not."""
-    ps = [claim.difference.p if claim.difference else 1.0 for claim in claims]
-    adjusted = iter(holm([p for p in ps if p is not None]))
+    """Holm's p-values, None without a test; a claim that has no task or one yet is in the family with 1, and
+    one whose difference is exactly 0 is not."""
+    ps = [claim.difference.p if claim.difference else None for claim in claims]
+    few = sum(claim.difference is None or claim.difference.tasks < 2 for claim in claims)
+    adjusted = iter(holm([*(p for p in ps if p is not None), *[1.0] * few]))
     return [None if p is None else next(adjusted) for p in ps]
 
 

@@ -77,7 +77,7 @@ def number(value: float | None) -> str:
 
 def nats(loss: float | None) -> str:
     """A loss with three decimals."""
-    return NOTHING if loss is None else f"{loss:.3f}".replace("-", "−")
+    return NOTHING if loss is None else f"{loss:z.3f}".replace("-", "−")
 
 
 def mean(spread: Spread | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ def test_sound_lines_are_read_and_a_last_one_that_was_cut_off_is_left_out(tmp_pa
         assert len(read_log(log)) == len(lines) - 1
     log.write_text(text[:-1])
     assert len(read_log(log)) == len(lines), "whole, without its line end"
+    log.write_text(text + text)
+    assert len(read_log(log)) == len(lines), "the same line twice"
     log.write_text("")
     assert read_log(log) == {}
 
@@ -70,6 +73,17 @@ def test_sound_lines_are_read_and_a_last_one_that_was_cut_off_is_left_out(tmp_pa
         (line(result={"score": 0.5}), "score of its result is not valid"),
         (line(result={"score": {"value": 0.5, "loss": 1.0}}), "score of its result is not valid"),
         (line(result={"score": {"value": "x", "loss": 1.0, "n": 1}}), "score of its result is not valid"),
+        (line(result={"score": SCORE | {"value": None}}), "score of its result is not valid"),
+        (line(result={"score": SCORE | {"value": 5.0}}), "score of its result is not valid"),
+        (line(result={"score": SCORE | {"loss": 1e300}}), "score of its result is not valid"),
+        (line(result={"score": SCORE | {"n": 0}}), "score of its result is not valid"),
+        (line(result={"score": SCORE | {"n": True}}), "score of its result is not valid"),
+        (line(result={"score": SCORE, "detail": {"energy": math.nan}}), "it is not JSON"),
+        (line("a later kind", result={"anything": math.inf}), "it is not JSON"),
+        (line(result={"score": SCORE, "detail": {"name": "\ud800"}}), "it is not JSON"),
+        (line(result={"score": SCORE, "detail": {"energy": 10**400}}), "it is not JSON"),
+        (line(seconds=1e300), "seconds is not a number"),
+        (line(result={"score": SCORE | {"value": 0.6}}), "an earlier line has another result of it"),
         (line(result={"score": SCORE, "detail": []}), "detail of its result is not valid"),
         (line("merge", result={"adapter": "../../else"}), "adapter of its result is not valid"),
         (line("merge", result={"adapter": f"{KEY}/../../else"}), "adapter of its result is not valid"),

@@ -39,6 +39,11 @@ def test_power_is_that_of_the_reference(
     assert tuple(power_of(tasks, seeds, 6).found.values()) == of_six
 
 
+@pytest.mark.parametrize(("tasks", "set_size"), [(1_000, None), (10_000, None), (20, 1_000)])
+def test_large_studies_find_everything(tasks: int, set_size: int | None) -> None:
+    assert power_of(tasks, 1, 20, set_size).found == {"1": 100, "2": 100, "3": 100}
+
+
 def test_power_is_that_of_simulated_studies() -> None:
     rng = np.random.default_rng(0)
     spread = np.hypot(TASK_SPREAD, SEED_SPREAD / np.sqrt(2))
@@ -88,3 +93,5 @@ def test_time_is_by_the_steps_of_each_kind_that_were_done_here_before_those_of_a
     cost = estimate_cost(place, steps, pending)
     assert (cost.seconds, cost.measured, cost.unmeasured) == (40.0, 1, {"adapt": 1})
     assert (cost.seconds_elsewhere, cost.logged) == (8.0, 2)
+    # Steps of kinds of which none is left tell nothing.
+    assert estimate_cost(place, steps, [steps[7]]).measured == 0

@@ -31,6 +31,7 @@ from studies.report.wording import (
     format_difference,
     interval,
     level,
+    nats,
     p_value,
     points,
     rate,
@@ -293,7 +294,11 @@ def test_words_are_of_all_claims_together() -> None:
     # What is zero everywhere has no p-value, and costs the others nothing.
     assert judge_claims([alone, *[_claimed([0.0] * 8)] * 5])[0].word == "better"
     # A claim that has no results yet is one of the family.
-    assert judge_claims([alone, *[Compared(None, 0.02)] * 5])[0].word == among[0].word
+    # So is one that has a single task yet.
+    for begun in (Compared(None, 0.02), _claimed([0.8])):
+        waiting = judge_claims([alone, *[begun] * 5])
+        assert waiting[0] == among[0]
+        assert [item.holm_p for item in waiting[1:]] == [None] * 5
 
 
 def test_a_word_that_falls_without_a_task_rests_on_it() -> None:
@@ -425,6 +430,17 @@ def test_a_value_that_is_no_finite_number_is_a_failure() -> None:
     result = sections(study(against="new"), cells)
     assert [row[2] for row in table(result, "What failed").rows] == ["The value is not a finite number."] * 2
     json.dumps(Findings(study(against="new"), cells).summary(), allow_nan=False)
+
+
+@pytest.mark.parametrize("huge", [1e308, 10**400])
+def test_numbers_of_which_a_sum_overflows_are_none(huge: float) -> None:
+    cells = grid({"new": {"t1": [0.5], "t2": [0.5]}})
+    for item in cells:
+        item |= {"loss": huge, "detail": {"relevance": huge, "valid_loss": huge}, "settings": {"k": huge}}
+    requests = ["gains", "relevance", "tuning", "curve", "energy"]
+    summary = Findings(study(figures=requests), cells).summary()
+    json.dumps(summary, allow_nan=False)
+    assert [row["loss"] for row in summary["rows"]] == [None]
 
 
 RATES = (1e-4, 1e-3)
@@ -683,6 +699,8 @@ def test_what_was_run_is_said() -> None:
         (format_difference(0.0176), "+1.8"),
         (format_difference(-0.0004), "0.0"),
         (format_difference(-0.004), "−0.4"),
+        (nats(-0.0), "0.000"),
+        (nats(-0.0004), "0.000"),
         (level(0.07), "7 points"),
         (level(0.01), "1 point"),
         (interval(None), "—"),

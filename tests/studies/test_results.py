@@ -14,7 +14,8 @@ from catalog.errors import UsageError
 from studies.design import Study
 from studies.file import read_study
 from studies.log import read_log
-from studies.run import FACTS, MARKDOWN, PICTURES, report
+from studies.record import FACTS
+from studies.run import MARKDOWN, PICTURES, report
 from studies.steps import KINDS
 from studies.store import LOG
 from tools import published, study_pages

@@ -16,12 +16,14 @@ from filelock import FileLock
 pytest.importorskip("peft")
 
 from catalog.errors import EvaluationError, MergeError, NotFoundError, StorageError, UsageError
+from loradex import StudyRequest
 from merging.evaluation import likelihoods, measure
 from merging.live import LiveStack
 from merging.members import load_member
 from merging.model import RECYCLING_PAPER, draw, encode, load_base, read_task
 from studies.file import read_study
-from studies.run import FACTS, RESULTS, machine, read, results, run
+from studies.record import FACTS, RESULTS, read_record
+from studies.run import machine, results, run
 from studies.steps import KINDS, Job, train
 from studies.store import LOG, Step, in_order, pending_steps
 from tests.merging.adapters import merge
@@ -274,8 +276,6 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
 ) -> None:
     out, lines = killed
     assert lines[1:] == ["-9 9", "-9 40"]
-    # What a kill in the middle of a step leaves.
-    (out / "steps" / ".0123.half").mkdir()
     outcome = run(*make_study(world, out))
     assert (outcome.failed, outcome.missing) == (0, 0)
     assert (out / RESULTS).read_bytes() == (whole / RESULTS).read_bytes()
@@ -326,7 +326,7 @@ def test_an_interrupted_run_leaves_results_that_can_be_read(world: Path, tmp_pat
     file, grid = make_study(world, tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
         run(file, grid, progress=progress)
-    facts, rows = read(tmp_path / "out")
+    facts, rows = read_record(tmp_path / "out")
     assert facts["steps"]["done"] == 5
     states = {row["status"] for row in rows}
     assert states == {"done", "missing"}
@@ -384,9 +384,27 @@ def test_runs_keep_out_of_each_others_way(world: Path, tmp_path: Path) -> None:
     assert [path.name for path in other.iterdir()] == ["thesis.tex"]
 
 
+def test_a_folder_of_other_steps_is_refused_and_nothing_in_it_is_removed(world: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    files = [other / "steps" / name for name in ("1.txt", ".git/config")] + [other / "failed" / "mine.json"]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("mine")
+    file, study_grid = make_study(world, other)
+    with pytest.raises(UsageError, match="contains other files"):
+        run(file, study_grid)
+    with pytest.raises(UsageError, match="contains other files"):
+        StudyRequest(world, other).plan()
+    study_grid.place.fail(study_grid.steps[0], EvaluationError("No\x00."))
+    assert study_grid.place.error(study_grid.steps[0]) == "No\ufffd."
+    study_grid.place.forget_failures()
+    assert study_grid.place.error(study_grid.steps[0]) is None
+    assert [path.read_text() for path in files] == ["mine"] * 3
+
+
 def test_a_folder_without_a_study(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="run_study"):
-        read(tmp_path)
+        read_record(tmp_path)
 
 
 def test_a_name_that_is_not_there(world: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from merging.evaluation import measure
 from merging.live import LiveStack
 from merging.members import load_member, read_module
 from merging.model import budget, draw, load_base, read_task
-from studies.run import RESULTS, report, run
+from studies.record import RESULTS
+from studies.run import report, run
 from studies.steps import hyperparameters
 from tests.studies.grids import make_study
 from tests.studies.small import make_world

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from catalog.errors import LoradexError
 from merging.members import write_json, write_text
-from studies.run import FACTS, RESULTS
+from studies.record import FACTS, RESULTS
 from tools import published, study_pages
 
 TITLE = "What the published tables say"
