@@ -18,6 +18,7 @@ from loradex.bases import open_base
 from loradex.members import settings_of
 from loradex.models import BaseDtype
 from loradex.progress import ProgressOption, ProgressStep, reporting
+from studies.pricing import LOCAL_MODEL
 
 if TYPE_CHECKING:
     from loradex.catalog import Catalog
@@ -218,7 +219,7 @@ def _model(model: LoadedBase, base: str | Path | None) -> dict[str, Any]:
     config = model.model.config.get_text_config()
     local = base is not None and Path(base).exists()
     return {
-        "name": "a local folder" if local else model.name,
+        "name": LOCAL_MODEL if local else model.name,
         "type": config.model_type,
         "layers": config.num_hidden_layers,
         "hidden": config.hidden_size,

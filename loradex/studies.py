@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from loradex.members import settings_of
 from loradex.progress import ProgressOption, ProgressStep, reporting
 from loradex.rows import Rows
 from studies.power import Power
-from studies.pricing import StudyPrice
+from studies.pricing import LOCAL_MODEL, StudyPrice
 from studies.store import StudyOutcome as StudyOutcome
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class StudyPlan:
     same kind that were done here. `seconds_elsewhere` is that of kinds which only the log has, by `logged`
     steps of it; their run may have been on another machine. Steps of kinds not done yet are counted in
     `unmeasured`. `power` says what the study can tell, then what cheaper cuts of it could. `price` says what
-    is left on the machine of a doctor report.
+    is left on the machine of a doctor report, and `base` is the base model that the study asks.
     """
 
     cells: int
@@ -55,10 +56,11 @@ class StudyPlan:
     price: StudyPrice | None = None
     seconds_elsewhere: float = 0.0
     logged: int = 0
+    base: str = ""
 
     def sentences(self) -> list[str]:
         """How long the rest will take here or there, and what the study and its cuts can tell."""
-        cost = _cost_sentences(self) if self.price is None else _price_sentences(self.price)
+        cost = _cost_sentences(self) if self.price is None else _price_sentences(self.price, self.base)
         return [*cost, *map(_power_sentence, self.power)]
 
 
@@ -76,10 +78,10 @@ class StudyRequest:
     """A study to be counted (`plan`) or run (`run`); the arguments are those of `run_study`."""
 
     file: str | Path
-    out: Path
-    tasks: Path | None = None
-    adapters: Path | None = None
-    cards: Path | None = None
+    out: str | Path
+    tasks: str | Path | None = None
+    adapters: str | Path | None = None
+    cards: str | Path | None = None
     device: str = "cpu"
     threads: int = 1
     ray: bool = False
@@ -111,7 +113,7 @@ class StudyRequest:
             outcome = run(file, grid, executor=self._executor(), progress=step.working)
             for error in outcome.errors:
                 step.note(f"failed: {error}")
-        return replace(outcome, folder=self.out)
+        return replace(outcome, folder=Path(self.out))
 
     def _read(self) -> tuple[StudyFile, Grid]:
         from studies.file import read_study
@@ -125,11 +127,11 @@ class StudyRequest:
         return file, grid(
             file.study,
             file.folder,
-            self.out,
+            Path(self.out),
             bases=settings.bases if settings else None,
-            tasks=self.tasks,
-            adapters=self.adapters,
-            cards=self.cards,
+            tasks=_path(self.tasks),
+            adapters=_path(self.adapters),
+            cards=_path(self.cards),
             device=self.device,
             threads=self.threads,
         )
@@ -205,10 +207,10 @@ def run_study(
     """
     study = StudyRequest(
         file,
-        Path(out),
-        tasks=_path(tasks),
-        adapters=_path(adapters),
-        cards=_path(cards),
+        out,
+        tasks=tasks,
+        adapters=adapters,
+        cards=cards,
         device=device,
         threads=threads,
         ray=ray,
@@ -266,30 +268,43 @@ def _make_plan(file: StudyFile, grid: Grid, *, doctor: Path | None = None) -> St
         price=None if doctor is None else price(grid.place, pending, read_speed(doctor)),
         seconds_elsewhere=round(cost.seconds_elsewhere, 1),
         logged=cost.logged,
+        base=file.study.base,
     )
 
 
 def _cost_sentences(plan: StudyPlan) -> Iterator[str]:
     from catalog.pictures import count_noun
+    from studies.pricing import PRICED
     from studies.report.wording import counts, duration
 
     if plan.seconds_left:
-        left = duration(plan.seconds_left)
-        yield f"about {left} left here on one process, by {plan.measured} steps that are done"
+        left, steps = duration(plan.seconds_left), count_noun(plan.measured, "step")
+        yield f"about {left} left here on one process, by {steps} done here"
     if plan.seconds_elsewhere:
         left = duration(plan.seconds_elsewhere)
         steps = count_noun(plan.logged, "step")
         yield f"about {left} by the times of {steps} that the log has of another run, on its machine"
     if plan.unmeasured:
         yield f"time not known before a first step of each kind is done: {counts(plan.unmeasured)}"
+    if PRICED & plan.unmeasured.keys():
+        doctor = f"loradex doctor --base {shlex.quote(plan.base)} --json > doctor.json"
+        yield (
+            f"to have it estimated before: `{doctor}` on the machine that is to do it, then count the study "
+            "with --dry-run --doctor doctor.json"
+        )
 
 
-def _price_sentences(price: StudyPrice) -> Iterator[str]:
+def _price_sentences(price: StudyPrice, base: str) -> Iterator[str]:
     from studies.report.wording import counts, duration
 
     parts = ", ".join(f"{kind} {duration(3600 * hours)}" for kind, hours in price.hours.items())
-    total = duration(3600 * price.total)
-    yield f"about {total} on {price.machine} with {price.model}, by its doctor report: {parts}"
+    if parts:
+        total = duration(3600 * price.total)
+        yield f"about {total} on {price.machine} with {price.model}, by its doctor report: {parts}"
+        if price.model not in (base, LOCAL_MODEL):
+            yield f"the study asks {base}, for which {price.model} may be too fast or too slow"
+    else:
+        yield "no step is left that is priced by a doctor report"
     if price.unpriced:
         yield f"not priced: {counts(price.unpriced)}"
 

@@ -31,6 +31,10 @@ _BYTES_A_TOKEN = 4
 # Tokens that a chat template adds to an instruction, a question and an answer.
 _FRAME = 24
 _FREE = frozenset({"pick", "pool", "relevance", "set", "single"})
+# The kinds of steps whose work is that of the base model.
+PRICED = frozenset({"adapt", "curvature", "ensemble", "gradient", "measured", "score", "train"})
+# What a report calls a base model in a folder.
+LOCAL_MODEL = "a local folder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +135,7 @@ def work_of(place: Place, step: Step) -> Work | None:
     params = step.params
     if step.kind in _FREE:
         return Work()
-    if step.kind not in ("adapt", "curvature", "ensemble", "gradient", "measured", "score", "train"):
+    if step.kind not in PRICED:
         return None
     task = read_task(place.tasks[params["task"]["name"]])
     generates = task.metric != "accuracy" or find_protocol(params.get("protocol", "")).answers != "likelihood"

@@ -126,13 +126,19 @@ def list_(app: App, /) -> None:
 
 def _render_plan(plan: loradex.StudyPlan) -> str:
     kinds = ", ".join(f"{kind} {count}" for kind, count in plan.kinds.items())
-    head = f"{plan.cells} cells of {plan.steps} steps, {plan.done} of them done: {kinds}"
+    from catalog.pictures import count_noun
+
+    cells, steps = count_noun(plan.cells, "cell"), count_noun(plan.steps, "step")
+    head = f"{cells} of {steps}, {plan.done:,} of them done: {kinds}"
     return "\n".join([head, *plan.sentences()])
 
 
 def _render_outcome(counts: dict[str, Any]) -> str:
+    from catalog.pictures import count_noun
+
+    done = count_noun(counts["done"], "cell")
     return (
-        f"{counts['done']} cells done, {counts['failed']} failed, {counts['missing']} missing\n"
+        f"{done} done, {counts['failed']:,} failed, {counts['missing']:,} missing\n"
         f"next: loradex study report {counts['folder']}"
     )
 

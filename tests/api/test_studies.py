@@ -9,8 +9,14 @@ import pytest
 
 import loradex
 from catalog.errors import NotFoundError, UsageError
+from loradex import StudyPlan
+from studies.pricing import LOCAL_MODEL, StudyPrice
 from tests.studies.small import TEXT, make_world
 
+ESTIMATE = (
+    "to have it estimated before: `loradex doctor --base 'my models/tiny' --json > doctor.json` on the machine "
+    "that is to do it, then count the study with --dry-run --doctor doctor.json"
+)
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
 
@@ -37,11 +43,61 @@ def test_a_study_is_counted_run_and_reported(file: Path, tmp_path: Path) -> None
     notes = [event.note for event in events if event.note]
     assert [note for note in notes if note.startswith("failed: ")] == [f"failed: {e}" for e in outcome.errors]
     assert notes[0].startswith("time not known before a first step of each kind")
+    assert notes[1].startswith("to have it estimated before: ")
     assert len((out / "results.jsonl").read_text().splitlines()) == plan.cells
     report = loradex.report_study(out)
     assert Path(report.page).is_file()
     assert Path(report.markdown).is_file()
     assert json.loads((out / "summary.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("plan", "sentences"),
+    [
+        (
+            StudyPlan(9, 9, 0, {}, unmeasured={"merge": 1, "train": 1_000}, base="my models/tiny"),
+            [
+                "time not known before a first step of each kind is done: 1 merge, 1,000 train",
+                ESTIMATE,
+            ],
+        ),
+        # A report of doctor would not tell what these take.
+        (
+            StudyPlan(9, 9, 0, {}, unmeasured={"cards": 1, "merge": 2, "pool": 3}, base="b"),
+            ["time not known before a first step of each kind is done: 1 cards, 2 merge, 3 pool"],
+        ),
+        (
+            StudyPlan(9, 9, 8, {}, seconds_left=60.0, measured=1, base="b"),
+            ["about 60 s left here on one process, by 1 step done here"],
+        ),
+        (
+            StudyPlan(9, 9, 0, {}, price=StudyPrice("A card", "b", {"train": 2.0}, {"merge": 1}), base="b"),
+            ["about 2.0 h on A card with b, by its doctor report: train 2.0 h", "not priced: 1 merge"],
+        ),
+        (
+            StudyPlan(9, 9, 0, {}, price=StudyPrice("A card", "small", {"train": 2.0}, {}), base="large"),
+            [
+                "about 2.0 h on A card with small, by its doctor report: train 2.0 h",
+                "the study asks large, for which small may be too fast or too slow",
+            ],
+        ),
+        (
+            StudyPlan(9, 9, 0, {}, price=StudyPrice("A card", LOCAL_MODEL, {"train": 2.0}, {}), base="large"),
+            ["about 2.0 h on A card with a local folder, by its doctor report: train 2.0 h"],
+        ),
+        (
+            StudyPlan(9, 9, 9, {}, price=StudyPrice("A card", "small", {}, {}), base="large"),
+            ["no step is left that is priced by a doctor report"],
+        ),
+    ],
+)
+def test_a_plan_says_what_time_it_takes_or_how_to_know(plan: StudyPlan, sentences: list[str]) -> None:
+    assert plan.sentences() == sentences
+
+
+def test_folders_may_be_texts(file: Path, tmp_path: Path) -> None:
+    study = loradex.StudyRequest(str(file), str(tmp_path / "out"), tasks=str(file.parent / "tasks"))
+    assert study.plan() == loradex.StudyRequest(file, tmp_path / "out").plan()
 
 
 def test_arguments_that_do_not_fit_are_refused(file: Path, tmp_path: Path) -> None:

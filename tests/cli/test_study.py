@@ -32,9 +32,13 @@ def test_a_study_from_the_file_to_the_page(run: Program, world: Path, tmp_path: 
     document = json.loads(counted.stdout)
     assert (document["cells"], document["done"]) == (22, 0)
     assert document["kinds"]["train"] == 4
+    assert document["base"] == str(world.parent / "base")
+    how = f"`loradex doctor --base {world.parent / 'base'} --json > doctor.json`"
+    assert how in run("study", "run", str(world), "-o", str(out), "--dry-run").stdout
     assert not out.exists(), "a dry run writes nothing"
     ran = run("study", "run", str(world), "-o", str(out))
     assert ran.exit_code == 0, ran.output
+    assert how in ran.stderr
     assert "22 cells done, 0 failed, 0 missing" in ran.stdout
     reported = run("study", "report", str(out), "--json")
     assert reported.exit_code == 0, reported.output
@@ -110,7 +114,9 @@ def test_a_study_is_priced_without_its_base_model(run: Program, tmp_path: Path) 
     ran = run(*args, "--dry-run")
     assert ran.exit_code == 0, ran.output
     assert "on A card with org/model, by its doctor report: adapt " in ran.stdout
+    assert "the study asks no/model, for which org/model may be too fast or too slow" in ran.stdout
     assert "not priced: " in ran.stdout
+    assert "loradex doctor --base" not in ran.stdout
     document = json.loads(run(*args, "--dry-run", "--json").stdout)
     assert document["price"]["machine"] == "A card"
     assert set(document["price"]["hours"]) == {"adapt", "ensemble", "gradient", "score", "train"}
