@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _ITERATIONS = 20
+# Of the residual, relative to the eigenvalue, whose error is of the square of it.
+_TOLERANCE = 1e-4
 # Of the next vector, relative to the matrix: below it those before span a space of their own.
 _ROUNDING = 1e-7
 
@@ -46,15 +48,15 @@ def largest_eigenvalue(
 
     Lanczos's method with every new vector made orthogonal to all before, twice: at the start of a LoRA, where
     one factor is zero, eigenvalues come in pairs of both signs, among which power iteration hardly converges.
-    Golub and Van Loan (2013), sections 10.1 and 10.3.
+    Golub and Van Loan (2013), sections 10.1 and 10.3. Ends after `iterations` products, or after two with
+    residuals below 1e-4.
 
     Raises EvaluationError for a product that is not finite.
     """
-    import torch
-
     basis = [start / start.norm()]
     diagonal: list[float] = []
     beside: list[float] = []
+    value = residual = math.inf
     while True:
         image = product(basis[-1])
         diagonal.append(float(basis[-1] @ image))
@@ -67,16 +69,31 @@ def largest_eigenvalue(
                 "The products of the loss's Hessian are not finite: the loss has no curvature there, or the "
                 "data type of the base model is too short for it; load the model in float32."
             )
+        before = residual
+        value, residual = _ritz_value(diagonal, beside)
         scale = max(map(abs, [*diagonal, *beside[:-1]]))
-        if len(basis) == min(iterations, len(start)) or beside[-1] <= _ROUNDING * scale:
-            break
+        if (
+            len(basis) == min(iterations, len(start))
+            or beside[-1] <= _ROUNDING * scale
+            or max(before, residual) < _TOLERANCE
+        ):
+            return Curvature(value, residual, len(basis))
         basis.append(image / beside[-1])
+
+
+def _ritz_value(diagonal: Sequence[float], beside: Sequence[float]) -> tuple[float, float]:
+    """The largest eigenvalue of the tridiagonal matrix, and its residual relative to it.
+
+    The last number of `beside` is the norm of what the products leave outside the space.
+    """
+    import torch
+
     small = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
     small += torch.diag(torch.tensor(beside[:-1], dtype=torch.float64), -1)
     values, vectors = torch.linalg.eigh(small)
     value = float(values[-1])
     residual = abs(beside[-1] * float(vectors[-1, -1]))
-    return Curvature(value, residual / abs(value) if value else 0.0, len(basis))
+    return value, residual / abs(value) if value else 0.0
 
 
 def curvature_at_start(

@@ -35,6 +35,19 @@ def test_the_largest_eigenvalue_by_hand(values: list[float]) -> None:
     assert found.products == 3
 
 
+@pytest.mark.parametrize("largest", [5.0, 40.0])
+def test_products_end_where_the_eigenvalue_is_known(largest: float) -> None:
+    values = torch.cat([torch.linspace(-3, 3, 199, dtype=torch.float64), torch.tensor([largest])])
+    start = torch.randn(200, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = largest_eigenvalue(lambda v: values * v, start, iterations=60)
+    assert found.products < 30
+    assert found.residual < 1e-4
+    assert found.value == pytest.approx(largest, rel=1e-7)
+    few = largest_eigenvalue(lambda v: values * v, start, iterations=3)
+    assert few.products == 3
+    assert few.residual > 1e-4
+
+
 def test_nothing_has_no_curvature() -> None:
     assert largest_eigenvalue(lambda v: 0 * v, torch.ones(3)).value == 0
 
