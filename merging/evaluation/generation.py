@@ -11,7 +11,7 @@ with the highest mean probability is next.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from catalog.errors import EvaluationError, UsageError
@@ -260,11 +260,6 @@ def continue_in_full(
         max_new_tokens=max(limits),
         eos_token_id=sorted(ends),
         pad_token_id=pad,
-        # What is not set here would be taken from the model's own settings: an answer is the likeliest one.
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        min_length=0,
-        min_new_tokens=0,
     )
 
     def stopped(tokens: Any, _scores: Any, **_: Any) -> Any:
@@ -277,12 +272,26 @@ def continue_in_full(
     tokens = torch.tensor([[pad] * (longest - len(q)) + list(q) for q in questions], device=base.device)
     mask = torch.tensor([[0] * (longest - len(q)) + [1] * len(q) for q in questions], device=base.device)
     criteria: Any = StoppingCriteriaList([stopped])
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), quiet(), _no_settings(base.model):
         out = base.model.generate(
             tokens, attention_mask=mask, generation_config=settings, stopping_criteria=criteria
         )
     rows = out[:, longest:].tolist()
     return [_until_end(row[:limit], ends) for row, limit in zip(rows, limits, strict=True)]
+
+
+@contextlib.contextmanager
+def _no_settings(model: Any) -> Iterator[None]:
+    """Inside the block the model has no generation settings of its own, such as beams or forbidden tokens,
+    which transformers would take where none are given: an answer is the likeliest one."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _until_end(tokens: Sequence[int], ends: frozenset[int]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -56,20 +57,30 @@ def test_answers_are_the_greedy_ones(kind: str, alike: bool) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "bloom"])
 @pytest.mark.parametrize(
-    "setting", [{"repetition_penalty": 5.0}, {"no_repeat_ngram_size": 1}, {"min_length": 40}]
+    "setting",
+    [
+        {"repetition_penalty": 5.0},
+        {"no_repeat_ngram_size": 1},
+        {"min_length": 40},
+        {"num_beams": 3},
+        {"suppress_tokens": list(range(200))},
+        {"bad_words_ids": [[token] for token in range(200)]},
+        {"forced_eos_token_id": 7},
+        {"guidance_scale": 2.0},
+        {"max_time": 1e-9},
+        {"return_dict_in_generate": True},
+        {"stop_strings": ["a"]},
+    ],
+    ids=lambda setting: next(iter(setting)),
 )
-def test_settings_of_a_model_change_no_answer_however_it_is_read(
-    kind: str, setting: dict[str, float]
-) -> None:
+def test_settings_of_a_model_change_no_answer_however_it_is_read(kind: str, setting: dict[str, Any]) -> None:
     base = architecture(kind)
     prompts = mixed()
     expected = [greedy_text(base, prompt, 4) for prompt in prompts]
-    before = {name: getattr(base.model.generation_config, name) for name in setting}
-    base.model.generation_config.update(**setting)
-    try:
-        assert generate(base, prompts, most=4) == expected
-    finally:
-        base.model.generation_config.update(**before)
+    own = base.model.generation_config
+    own.update(**setting)
+    assert generate(base, prompts, most=4) == expected
+    assert base.model.generation_config is own
 
 
 def test_an_answer_ends_before_a_stop_text() -> None:
