@@ -44,18 +44,21 @@ def measure_ensemble(
     Accuracy: the choice with the highest mean of the members' probabilities, each normalised over the
     choices of a question, is the answer. Other metrics compare the text whose every token has the highest
     mean probability. The loss is that of the right answer's mean probability, a token. Afterwards the base
-    model is as before. Raises UsageError without members, EvaluationError if an output is not finite or if
-    an ensemble cannot generate (a model that reads texts from their beginnings, an adapter that PEFT alone
-    can apply), MergeError for a member that does not match the base model, and the errors of `ask`.
+    model is as before. Raises UsageError without members, EvaluationError for a member whose output is not
+    finite or if an ensemble cannot generate (a model that reads texts from their beginnings, an adapter that
+    PEFT alone can apply), MergeError for a member that does not match the base model, and the errors of
+    `ask`.
     """
     if not members:
         raise UsageError("An ensemble requires at least one member; give adapters.")
     asked = ask(base, task, questions, too_long, protocol, new_tokens(task, protocol))
     chooses = text_metric(task, protocol) is None
+    if not chooses:
+        _refuse_apart(members)
     prompts = asked.prompts if chooses else targets_only(asked.prompts)
     if chooses and protocol.answers != "likelihood":
         prompts = open_answers(prompts)
-    values = _member_likelihoods(base, members, prompts)
+    values = [_member_likelihoods(base, member, task, prompts) for member in members]
     loss = mean_loss(prompts, _mean_logs(values))
     right: Sequence[bool] = ()
     margins: list[float] = []
@@ -66,22 +69,33 @@ def measure_ensemble(
         value = sum(right) / len(right)
     else:
         value, right = judge_texts(task, asked, _generate(base, members, task, asked))
-    if not math.isfinite(loss) or any(map(math.isnan, margins)):
-        raise EvaluationError(
-            f"The output of the ensemble on {task.name} is not finite; the weights of a member overflow."
-        )
     return Measured(value, loss, len(prompts), asked.left_out, tuple(right), tuple(margins))
 
 
+def _refuse_apart(members: Sequence[MergeMember]) -> None:
+    """Raises EvaluationError for a member with which an ensemble cannot generate."""
+    if apart := next((member for member in members if member.apart), None):
+        raise EvaluationError(
+            f"{apart.name} can be applied by PEFT alone, and an ensemble that generates adds all members to "
+            "the layers in turn; leave it out, or use tasks with choices."
+        )
+
+
 def _member_likelihoods(
-    base: LoadedBase, members: Sequence[MergeMember], prompts: Sequence[Prompt]
-) -> list[list[Likelihoods]]:
+    base: LoadedBase, member: MergeMember, task: Task, prompts: Sequence[Prompt]
+) -> list[Likelihoods]:
+    """The likelihoods by one member; raises EvaluationError if they are not finite."""
     from merging.live import apply_member
 
-    values = []
-    for member in members:
-        with apply_member(base.model, member):
-            values.append(likelihoods(base, prompts))
+    with apply_member(base.model, member):
+        values = likelihoods(base, prompts)
+    if not math.isfinite(mean_loss(prompts, values)) or any(
+        math.isnan(value) for row in values for value in row
+    ):
+        raise EvaluationError(
+            f"The output of the model with {member.name} on {task.name} is not finite, since its weights "
+            "overflow; leave it out."
+        )
     return values
 
 
@@ -101,7 +115,7 @@ def _mean_logs(values: Sequence[Sequence[Likelihoods]]) -> list[Likelihoods]:
 
 
 def _log_sum(logs: Sequence[float]) -> float:
-    """log of the sum of exponentials; not a number if one of them is not."""
+    """log of the sum of exponentials."""
     most = max(logs)
     if math.isinf(most):
         return most
@@ -111,11 +125,6 @@ def _log_sum(logs: Sequence[float]) -> float:
 def _generate(base: LoadedBase, members: Sequence[MergeMember], task: Task, asked: Questions) -> list[str]:
     from merging.live import LiveStack
 
-    if apart := next((member for member in members if member.apart), None):
-        raise EvaluationError(
-            f"{apart.name} can be applied by PEFT alone, and an ensemble that generates adds all members to "
-            "the layers in turn; leave it out, or use tasks with choices."
-        )
     live = LiveStack(base.model, members)
     states = [partial(_state, live, number) for number in range(len(members))]
     with live.attach():

@@ -66,9 +66,14 @@ def ask(
 
     Where answers of `new_tokens` are generated, "skip" leaves out too what leaves no room for that many in a
     model's table of positions. Checks the base model's way of reading. Raises UsageError for an example that
-    is too long, or with "skip" if no other is left.
+    is too long, or with "skip" if no other is left, without any example, and for a choice without tokens
+    where the protocol counts no other.
     """
+    if not examples:
+        raise UsageError(f"There are no examples of {task.name} to read; give at least one.")
     prompts = encode_each(base.tokenizer, task, examples, date=base.date, protocol=protocol)
+    if task.metric == "accuracy" and protocol.answers not in ("likelihood", "generation"):
+        _refuse_empty_choices(task, examples, prompts)
     lengths = [_length(base, prompt, protocol) for prompt in prompts]
     if too_long == "error":
         for number, length in enumerate(lengths, 1):
@@ -95,6 +100,17 @@ def ask(
         protocol,
         folds_instruction(base.tokenizer, task, protocol),
     )
+
+
+def _refuse_empty_choices(task: Task, examples: Sequence[Example], prompts: Sequence[Prompt]) -> None:
+    """Raises UsageError for a choice of which the tokenizer leaves nothing but its closing token."""
+    for number, (example, prompt) in enumerate(zip(examples, prompts, strict=True), 1):
+        for choice, answer in zip(example.choices, prompt.answers, strict=True):
+            if len(answer) == 1:
+                raise UsageError(
+                    f"Example {number} of {task.name} has the choice {choice[:40]!r}, of which the tokenizer "
+                    "leaves no tokens; use another base model, or a protocol that counts the closing token."
+                )
 
 
 def _length(base: LoadedBase, prompt: Prompt, protocol: Protocol) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from catalog.errors import EvaluationError, UsageError
@@ -130,8 +131,14 @@ class HarnessModel:
         return read + sum(generated)
 
     def mark(self, requests: Sequence[Request]) -> str:
-        """The loss on the first few requests: a model of the same name may be different."""
-        prompts = [next(iter(self._prompts(request))) for request in requests[:4]]
+        """The loss on the first few requests: a model of the same name may be different.
+
+        An empty text may have no tokens; "" if no request has any.
+        """
+        firsts = (prompt for request in requests for prompt in islice(self._prompts(request), 1))
+        prompts = list(islice(firsts, 4))
+        if not prompts:
+            return ""
         check_reading(self.base, prompts)
         return f"{mean_loss(prompts, likelihoods(self.base, prompts)):.4g}"
 

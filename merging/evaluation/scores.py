@@ -33,6 +33,7 @@ from catalog.errors import (
     WeightsError,
 )
 from catalog.scores import (
+    MOST_ITEMS,
     TASK_METRICS,
     item_hash,
     list_sha,
@@ -370,6 +371,9 @@ class _Round:
     def score(self, base: LoadedBase, name: str, adapter: str) -> list[TaskScore]:
         """The score of the model in its current state, under this name."""
         measurement = _measure(base, self.task, self.asked)
+        if measurement.n > MOST_ITEMS:
+            # Answers to so many items are not stored.
+            measurement = replace(measurement, outcomes=(), margins=())
         score = TaskScore(
             adapter=name,
             task=self.task.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from catalog.errors import EvaluationError, MergeError, UsageError
-from merging.evaluation import likelihoods, measure, measure_ensemble
+from merging.evaluation import ensembles, likelihoods, measure, measure_ensemble
 from merging.evaluation.generation import generate, generate_together, question_groups
 from merging.live import apply_member
 from merging.members import MergeMember, load_member
@@ -136,7 +137,7 @@ def test_by_the_papers_protocol_choices_are_generated(members: list[MergeMember]
 
 
 def test_what_an_ensemble_cannot_do_is_one_sentence(
-    tmp_path: Path, members: list[MergeMember], choice: Task, text: Task
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, members: list[MergeMember], choice: Task, text: Task
 ) -> None:
     base = tiny_base()
     with pytest.raises(UsageError, match="at least one member; give adapters"):
@@ -147,8 +148,11 @@ def test_what_an_ensemble_cannot_do_is_one_sentence(
     write_dora(tmp_path / "dora", tiny_base(), 1)
     dora = load_member(tmp_path / "dora", purpose="evaluated", peft_layers=True)
     assert measure_ensemble(base, [members[0], dora], choice, examples(choice, "test")).n == 9
-    with pytest.raises(EvaluationError, match=r"by PEFT alone.*leave it out, or use tasks with choices"):
-        measure_ensemble(base, [members[0], dora], text, examples(text, "test"))
+    with monkeypatch.context() as patch:
+        # Before any member has read anything.
+        patch.setattr(ensembles, "likelihoods", None)
+        with pytest.raises(EvaluationError, match=r"by PEFT alone.*leave it out, or use tasks with choices"):
+            measure_ensemble(base, [members[0], dora], text, examples(text, "test"))
     base.reading.learn(4, False)
     with pytest.raises(EvaluationError, match="reads each text from its beginning; use tasks with choices"):
         measure_ensemble(base, members, text, examples(text, "test"))
@@ -161,3 +165,29 @@ def test_batches_of_many_states_are_shorter(states: int, tokens: int) -> None:
     groups = question_groups(tiny_base(), prompts, [7] * 2000, states)
     assert max(map(len, groups)) == tokens // 10
     assert sorted(at for group in groups for at in group) == list(range(2000))
+
+
+@pytest.mark.parametrize("task_name", ["choice", "text"])
+def test_a_member_that_overflows_is_named(
+    tmp_path: Path, members: list[MergeMember], task_name: str, request: pytest.FixtureRequest
+) -> None:
+    base, task = tiny_base(), request.getfixturevalue(task_name)
+    huge = tiny_adapter(tmp_path / "huge", 1, size=1e18)
+    with pytest.raises(EvaluationError, match=rf"with huge on {task_name} is not finite.*leave it out"):
+        measure_ensemble(base, [*members, huge], task, examples(task, "test"))
+
+
+def test_a_member_without_probability_for_a_text_is_named(
+    monkeypatch: pytest.MonkeyPatch, members: list[MergeMember], text: Task
+) -> None:
+    """An infinite logit of another token gives a text the probability 0, and generates none."""
+    calls: list[int] = []
+
+    def second_fails(base: LoadedBase, prompts: Sequence[Prompt]) -> list[Any]:
+        calls.append(len(prompts))
+        return [(-math.inf,)] * len(prompts) if len(calls) == 2 else likelihoods(base, prompts)
+
+    monkeypatch.setattr(ensembles, "likelihoods", second_fails)
+    with pytest.raises(EvaluationError, match="with a1 on text is not finite"):
+        measure_ensemble(tiny_base(), members, text, examples(text, "test"))
+    assert calls == [9, 9]

@@ -114,6 +114,21 @@ def test_outcomes_say_which_examples_were_right(tmp_path: Path, tasks: list[Task
     ]
 
 
+def test_answers_to_more_items_than_are_stored_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tasks: list[Task]
+) -> None:
+    (whole,) = evaluate(tiny_base(), [], tasks[:1])
+    monkeypatch.setattr("catalog.scores.outcomes.MOST_ITEMS", len(ROWS) - 1)
+    monkeypatch.setattr("merging.evaluation.scores.MOST_ITEMS", len(ROWS) - 1)
+    log = tmp_path / "log.jsonl"
+    for _ in range(2):
+        (score,) = evaluate(tiny_base(), [], tasks[:1], log=log)
+        assert isinstance(whole, TaskScore)
+        assert isinstance(score, TaskScore)
+        assert (score.value, score.n, score.key) == (whole.value, whole.n, whole.key)
+        assert score.items_sha == score.outcomes == score.margins == score.item_hashes == ""
+
+
 def test_a_line_whose_value_contradicts_its_outcomes_is_refused(tmp_path: Path, tasks: list[Task]) -> None:
     log = tmp_path / "scores.jsonl"
     list(evaluate(tiny_base(), [], tasks[:1], limit=9, log=log))

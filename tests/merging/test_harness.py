@@ -119,6 +119,17 @@ def test_long_texts_are_read_in_the_windows_of_the_harness(hflm: Any) -> None:
     assert ours == pytest.approx(own, rel=1e-5)
 
 
+def test_an_empty_text_has_no_part_in_the_mark_of_a_model() -> None:
+    model = HarnessModel(tiny_base())
+    empty, requests = (
+        Asked("loglikelihood_rolling", ""),
+        [Asked("loglikelihood_rolling", "a" * n) for n in (3, 5)],
+    )
+    assert model.loglikelihood_rolling([empty]) == [0]
+    assert model.mark([empty, *requests]) == model.mark(requests) != HarnessModel(tiny_base(1)).mark(requests)
+    assert model.mark([empty]) == ""
+
+
 def test_generated_texts_end_where_those_of_the_harness_do(hflm: Any) -> None:
     settings = [{"until": ["a", "\n"], "max_gen_toks": 9}, {"until": "e", "max_gen_toks": 5}, {"until": []}]
     requests = [

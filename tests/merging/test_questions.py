@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import normalizers
 
 from catalog.errors import UsageError
-from merging.evaluation import ask
+from merging.evaluation import TooLong, ask, measure_ensemble
 from merging.evaluation.scores import Sampler, TaskScore, evaluate, measure
 from merging.learning import adapt, direction, exact_scores, train
-from merging.model import LoadedBase, Task, budget, examples, read_task
+from merging.model import LoadedBase, Task, budget, examples, find_protocol, read_task
 from merging.model.prompts import DATE, date_of, encode, normalise_text, question_text
 from tests.merging.test_evaluate import ROWS, tiny_adapter
 from tests.merging.tiny import tiny_base, tiny_tokenizer, write_task
@@ -104,6 +105,34 @@ def test_a_task_of_nothing_but_long_examples_is_one_sentence(tmp_path: Path) -> 
     task = read_task(write_task(tmp_path / "long", [("z" * 99, "yes"), ("y" * 99, "no")]))
     with pytest.raises(UsageError, match="All 2 examples of long are longer than the 60 tokens"):
         list(evaluate(replace(tiny_base(), limit=60), [], [task], too_long="skip"))
+
+
+def test_no_examples_are_one_sentence(task: Task, tmp_path: Path) -> None:
+    member = tiny_adapter(tmp_path / "a", 0)
+    ways: tuple[TooLong, ...] = ("error", "skip")
+    for too_long in ways:
+        with pytest.raises(UsageError, match="no examples of long to read; give at least one"):
+            measure(tiny_base(), task, [], too_long)
+        with pytest.raises(UsageError, match="no examples of long to read; give at least one"):
+            measure_ensemble(tiny_base(), [member], task, [], too_long)
+
+
+@pytest.mark.parametrize("rule", ["", "-open", "-per-token", "-per-character"])
+def test_a_choice_that_a_tokenizer_does_not_have_is_one_sentence(tmp_path: Path, rule: str) -> None:
+    """Some tokenizers drop characters that they do not have."""
+    base = tiny_base()
+    base.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("é", "")
+    rows = [("a", "no"), ("b", "é")]
+    choice = read_task(write_task(tmp_path / "choice", rows, choices=("no", "é")))
+    text = read_task(write_task(tmp_path / "text", rows, choices=None, metric="exact_match"))
+    if not rule:
+        # The closing token is left of it.
+        assert measure(base, choice, examples(choice, "test")).n == 2
+        return
+    protocol = find_protocol(f"likelihood{rule}")
+    with pytest.raises(UsageError, match=r"Example 1 of choice has the choice 'é'.*no tokens; use another"):
+        measure(base, choice, examples(choice, "test"), "error", protocol)
+    assert measure(base, text, examples(text, "test"), "error", protocol).n == 2
 
 
 def test_training_leaves_long_examples_out_and_says_so(base: LoadedBase, task: Task, tmp_path: Path) -> None:
