@@ -25,10 +25,14 @@ from merging.model import find_protocol
 from merging.static import KINDS
 
 # Names are parts of labels, "method | pool, key=value".
-Name = Annotated[str, Field(pattern=r"^[^|\s,=][^|=,\n]{0,59}$")]
+Name = Annotated[str, Field(pattern=r"^[^|\s,=\p{C}][^|=,\p{C}\p{Zl}\p{Zp}]{0,59}$")]
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
 Value = bool | int | float | str
-Count = Annotated[int, Field(ge=1)]
-Seeds = Annotated[tuple[int, ...], Field(min_length=1)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+# No matrix of a model is wider.
+Rank = Annotated[int, Field(ge=1, le=2**18)]
+Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -40,7 +44,7 @@ class Tasks(StudyPart):
     """The tasks, their folder, and the numbers of examples for training, validation and test."""
 
     source: Annotated[str, Field(alias="from")] = "tasks"
-    names: tuple[str, ...] | Literal["all"] = "all"
+    names: Names | Literal["all"] = "all"
     train: Count = 80
     valid: Count = 20
     test: Count | None = None
@@ -54,7 +58,7 @@ class Adapters(StudyPart):
     """
 
     source: Annotated[str, Field(alias="from")] = "adapters"
-    names: tuple[str, ...] | Literal["all"] = "all"
+    names: Names | Literal["all"] = "all"
     measure: Count | None = None
 
 
@@ -66,8 +70,8 @@ class Sets(StudyPart):
     ones.
     """
 
-    size: Annotated[int, Field(ge=2)] = 7
-    others: Annotated[int, Field(ge=0)] = 7
+    size: Annotated[Count, Field(ge=2)] = 7
+    others: Annotated[int, Field(ge=0, le=2**31 - 1)] = 7
     named: tuple[tuple[str, ...], ...] = ()
 
 
@@ -86,7 +90,7 @@ class StudyPool(StudyPart):
     k: Count | None = None
     samples: Count = 40
     own: Literal["leave out", "allow", "first", "only"] = "leave out"
-    among: tuple[str, ...] | None = None
+    among: Names | None = None
     control: Literal[KINDS] | None = None  # type: ignore[valid-type]
     seeds: Seeds | None = None
 
@@ -105,7 +109,7 @@ class StudyPool(StudyPart):
 
 class _Method(StudyPart):
     over: Mapping[str, Annotated[tuple[Value, ...], Field(min_length=1)]] = {}
-    tasks: tuple[str, ...] | None = None
+    tasks: Names | None = None
     seeds: Seeds | None = None
 
 
@@ -119,7 +123,7 @@ class Train(_Method):
     """A new LoRA, with one learning rate, several, or the default four."""
 
     use: Literal["train"]
-    rank: Count = 16
+    rank: Rank = 16
     alpha: Rate | None = None
     targets: tuple[str, ...] | str = "all-linear"
     learning_rate: Rate | None = None
@@ -157,8 +161,8 @@ class Merge(Pooled):
 
     use: Literal["merge"]
     method: str
-    rank: Count | None = None
-    weight: float | None = None
+    rank: Rank | None = None
+    weight: Annotated[float, Field(ge=-1e9, le=1e9)] | None = None
     parameters: Mapping[str, Value] = {}
 
 
@@ -211,7 +215,7 @@ class Study(StudyPart):
     study: Name
     title: str
     question: str = ""
-    base: str
+    base: Annotated[str, Field(min_length=1)]
     tasks: Tasks
     adapters: Adapters | None = None
     seeds: Seeds = (0,)

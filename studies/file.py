@@ -5,6 +5,7 @@ pools, methods, labels and settings checked, and everything that is wrong said w
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from catalog.errors import NotFoundError, UsageError
-from catalog.files import YamlError, read_limited, read_yaml
+from catalog.files import UNSTORABLE, YamlError, read_limited, read_yaml
 from merging.learning import find_adaptive
 from merging.methods import find_method, nearest
 from studies.design import (
@@ -30,11 +31,15 @@ from studies.design import (
     Report,
     Sets,
     Study,
+    StudyClaim,
     StudyPart,
     StudyPool,
     Tasks,
     Train,
+    Value,
     all_labels,
+    judgements,
+    label,
     points,
     pools_of,
     seeds_of,
@@ -44,6 +49,10 @@ from studies.design import (
 from studies.record import PUBLISHED
 
 _MOST_BYTES = 1024 * 1024
+# Rows of a grid, times seeds.
+_MOST_CELLS = 100_000
+_LONGEST = 60
+_TYPE = re.compile(r"(tuple|literal|constrained-\w+|function-\w+)(\[.*\])?")
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,7 @@ class _Reading:
             raise UsageError(
                 f"{self.path} is not a study: it does not contain names such as study, tasks, methods."
             )
+        self._refuse_unstorable()
         if "published" in self.told:
             raise UsageError(f"{self.path} line {self._line(['published'])}: {PUBLISHED}")
         try:
@@ -129,12 +139,33 @@ class _Reading:
             raise UsageError(f"{self.path} line {self._line(error.place)}: {error}.") from error
         return study
 
+    def _refuse_unstorable(self) -> None:
+        """Raises UsageError for a text with a NUL character or half a surrogate pair, which no file holds."""
+        waiting, visited = [self.node], set[int]()
+        while waiting:
+            node = waiting.pop()
+            if node is None or id(node) in visited:
+                continue
+            visited.add(id(node))
+            if isinstance(node, yaml.ScalarNode) and UNSTORABLE.search(node.value):
+                line = node.start_mark.line + 1
+                raise UsageError(
+                    f"{self.path} line {line}: a text contains a character that no file holds; remove it."
+                )
+            if isinstance(node, yaml.MappingNode):
+                waiting += [part for pair in node.value for part in pair]
+            elif isinstance(node, yaml.SequenceNode):
+                waiting += node.value
+
     def _sentence(self, error: ValidationError) -> str:
         # An unknown name is a likelier cause than a missing one.
         first = min(error.errors(include_url=False), key=lambda entry: entry["type"] != "extra_forbidden")
-        # The name of the kind of method, by which pydantic tells them apart, is no key of the file.
+        # The name of the kind of method, by which pydantic tells them apart, is no key of the file, nor are
+        # the types of which one is allowed.
         place = [
-            entry for n, entry in enumerate(first["loc"]) if not (n == 2 and first["loc"][0] == "methods")
+            entry
+            for n, entry in enumerate(first["loc"])
+            if not (n == 2 and first["loc"][0] == "methods") and not _TYPE.fullmatch(str(entry))
         ]
         where = ".".join(str(entry) for entry in place) or "the file"
         return f"{self.path} line {self._line(place)}: {where}: {_plain(first, self._names(place))}."
@@ -146,6 +177,7 @@ class _Reading:
             "adapters": Adapters,
             "report": Report,
             "pools": StudyPool,
+            "sets": Sets,
         }
         part = owners.get(str(place[0])) if len(place) > 1 else Study
         methods = self.told.get("methods") if isinstance(self.told, dict) else None
@@ -153,6 +185,8 @@ class _Reading:
             document = methods.get(place[1])
             use = document.get("use") if isinstance(document, dict) else None
             part = next((kind for kind in KINDS_OF_METHOD if use_of(kind) == use), None)
+        if list(place[:2]) == ["report", "claims"] and len(place) > 2:
+            part = StudyClaim
         return [] if part is None else [field.alias or name for name, field in part.model_fields.items()]
 
     def _line(self, place: Sequence[str | int]) -> int:
@@ -183,22 +217,33 @@ def _plain(error: Mapping[str, Any], names: Sequence[str]) -> str:
         return f"give its kind by use: one of {', '.join(map(use_of, KINDS_OF_METHOD))}"
     if kind == "value_error":
         return str(context.get("error", error["msg"])).rstrip(".")
-    text = str(error["msg"]).replace("Input should be", "it should be").rstrip(".")
     value = error.get("input")
-    return f"{text}, not {value!r}" if isinstance(value, (str, int, float, bool)) else text
+    if kind == "string_pattern_mismatch":
+        what = "without | , = and control characters, and begins with no space"
+        return f"a name has 1 to {_LONGEST} characters, {what}, not {_short(value)}"
+    if kind in ("too_short", "string_too_short"):
+        what = "item" if kind == "too_short" else "character"
+        return f"it should have at least {context['min_length']} {what}"
+    text = str(error["msg"]).replace("Input should be", "it should be").replace("valid tuple", "list")
+    text = text.rstrip(".")
+    return f"{text}, not {_short(value)}" if isinstance(value, (str, int, float, bool)) else text
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def _check_study(study: Study) -> None:
     """Raises WrongError for an unknown name and for invalid settings."""
-    for number, seed in enumerate(study.seeds):
-        if seed in study.seeds[:number]:
-            raise WrongError(("seeds", number), f"the seed {seed} is given twice; remove one")
+    _check_repeats(study)
+    _check_size(study)
     _check_sets(study)
     for name, pool in study.pools.items():
         _check_seeds(study, ("pools", name, "seeds"), pool.seeds)
     for name, method in study.methods.items():
         _check_names(study, name, method)
-        _check_settings(name, method)
+        _check_settings(study, name, method)
     labels = list(dict.fromkeys(all_labels(study)))
     for number, claim in enumerate(study.report.claims):
         for key, label_list in (("compare", claim.compare), ("with", claim.against)):
@@ -207,6 +252,43 @@ def _check_study(study: Study) -> None:
     against = study.report.against
     if against is not None and against not in labels:
         raise WrongError(("report", "against"), _unknown(against, labels))
+
+
+def _check_size(study: Study) -> None:
+    """A grid that is too large is refused before it is gone through."""
+    cells = 0
+    for name, method in study.methods.items():
+        rows = math.prod(len(values) for values in method.over.values())
+        if isinstance(method, Pooled):
+            rows *= len(study.pools if method.pools is None else method.pools)
+        cells += rows * len(judgements(study)) * len(study.seeds)
+        if cells > _MOST_CELLS:
+            raise WrongError(
+                ("methods", name), f"the study has more than {_MOST_CELLS:,} cells a task; ask for fewer"
+            )
+
+
+def _check_repeats(study: Study) -> None:
+    """What is given twice would count twice, and a row compared with itself says nothing."""
+    for name, part in (("tasks", study.tasks), ("adapters", study.adapters)):
+        if part is not None and part.names != "all" and (at := _repeated(part.names)) is not None:
+            raise WrongError((name, "names", at), f"{_short(part.names[at])} is given twice; remove one")
+    if (at := _repeated(study.seeds)) is not None:
+        raise WrongError(("seeds", at), f"the seed {study.seeds[at]} is given twice; remove one")
+    for number, claim in enumerate(study.report.claims):
+        if claim.compare == claim.against:
+            place = ("report", "claims", number, "with")
+            raise WrongError(place, "it compares a row with itself; name another row")
+
+
+def _repeated(values: Sequence[object]) -> int | None:
+    """The place of the first value that an earlier one equals, None where there is none."""
+    seen: set[object] = set()
+    for at, value in enumerate(values):
+        if value in seen:
+            return at
+        seen.add(value)
+    return None
 
 
 def _check_sets(study: Study) -> None:
@@ -279,6 +361,8 @@ def _check_pools(study: Study, name: str, method: Pooled) -> None:
         )
     if study.pools and study.adapters is None:
         raise WrongError(("pools",), "pools are selected from adapters; give their folder by adapters")
+    if (at := _repeated(method.pools or ())) is not None:
+        raise WrongError(("methods", name, "pools", at), "this pool is given twice; remove one")
     for pool in method.pools or ():
         if pool not in study.pools:
             raise WrongError(("methods", name, "pools"), _unknown(pool, list(study.pools)))
@@ -304,10 +388,17 @@ def _check_target(study: Study, name: str, method: Adapt) -> None:
         )
 
 
-def _check_settings(name: str, method: Method) -> None:
+def _check_settings(study: Study, name: str, method: Method) -> None:
+    rows: dict[str, Mapping[str, Value]] = {}
     for point in points(method.over):
+        row = label(name, None, point)
+        if row in rows:
+            raise WrongError(("methods", name, "over"), f"two settings are called {row!r}; remove one")
+        rows[row] = point
         try:
-            settle_method(method, point)
+            settled = settle_method(method, point)
+            if isinstance(method, Adapt) and isinstance(settled, Adapt) and point:
+                _check_adapt_point(study, name, method, settled)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = str(first["loc"][0]) if first["loc"] else ""
@@ -316,6 +407,17 @@ def _check_settings(name: str, method: Method) -> None:
         except UsageError as error:
             key = "over" if method.over else "parameters"
             raise WrongError(("methods", name, key), str(error)) from error
+
+
+def _check_adapt_point(study: Study, name: str, method: Adapt, settled: Adapt) -> None:
+    """A point of an adaptive merge has a method and a `with` of its own."""
+    if find_adaptive(settled.method).alone != find_adaptive(method.method).alone:
+        raise WrongError(
+            ("methods", name, "over", "method"),
+            f"{settled.method} takes a pool where {method.method} takes none, or the other way round; ask it "
+            "as a method of its own",
+        )
+    _check_target(study, name, settled)
 
 
 def _unknown(name: str, names: Sequence[str]) -> str:

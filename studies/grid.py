@@ -17,7 +17,7 @@ from typing import Any
 
 from catalog.adapters import is_adapter_folder
 from catalog.errors import ConfigError, LoradexError, NotFoundError, UsageError
-from catalog.files import load_json
+from catalog.files import UNSTORABLE, load_json
 from catalog.pools import ADAPTERS as EXPORTED
 from catalog.samples import sample_data
 from crawler.reading import parse_card
@@ -127,6 +127,12 @@ def grid(
         members = _adapters(
             study.adapters, adapters or _data_folder(study_folder, study.adapters.source), local_copy
         )
+    for name in (*task_table, *members):
+        if UNSTORABLE.search(name):
+            raise UsageError(f"The folder {name!r} has a name that is not UTF-8; rename it.")
+    for name, method in study.methods.items():
+        if missing := [task for task in method.tasks or () if task not in task_table]:
+            raise UsageError(f"{name} is asked on {missing[0]}, which is not a task of the study.")
     wild = cards or (study_folder / study.cards if study.cards else None)
     if study.cards and not (wild and wild.is_dir()):
         raise NotFoundError(f"{wild} is not a folder of model cards; give one by `cards`.")

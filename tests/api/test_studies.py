@@ -14,8 +14,8 @@ from studies.pricing import LOCAL_MODEL, StudyPrice
 from tests.studies.small import TEXT, make_world
 
 ESTIMATE = (
-    "to have it estimated before: `loradex doctor --base 'my models/tiny' --json > doctor.json` on the machine "
-    "that is to do it, then count the study with --dry-run --doctor doctor.json"
+    "to have it estimated before: `loradex doctor --base 'my models/tiny' --json > doctor.json` on the "
+    "machine that is to do it, then count the study with --dry-run --doctor doctor.json"
 )
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 

@@ -85,6 +85,34 @@ def test_a_good_file_says_what_it_says(tmp_path: Path) -> None:
         ("with: tuned}", "with: tuned, seeds: [0, 7]}", 16, "the study has no seed 7"),
         ("gradient, k: 3}", "gradient, k: 3, seeds: [4]}", 7, "the study has no seed 4"),
         ("gradient, k: 3}", "gradient, k: 3, seeds: []}", 7, "at least 1 item"),
+        ("gradient, k: 3}", "gradient, k: 3, among: []}", 7, "at least 1 item"),
+        ("gradient, k: 3}", f"gradient, k: {10**30}}}", 7, "less than or equal to 2147483647"),
+        ("names: [a, b]", "names: []", 4, "tasks.names: it should have at least 1 item"),
+        ("names: [a, b]", "names: a", 4, "tasks.names: it should be a list, not 'a'"),
+        ("names: [a, b]", "names: [a, b, a]", 4, "'a' is given twice"),
+        ("{from: there}", "{from: there, names: [x, x]}", 5, "'x' is given twice"),
+        ("base: some/base", "base: ''", 3, "base: it should have at least 1 character"),
+        ("base: some/base", 'base: "a\\0b"', 3, "a character that no file holds"),
+        ("title: One", 'title: "\\ud800"', 2, "a character that no file holds"),
+        ("train: 8", f"train: {'x' * 5000}", 4, f"not '{'x' * 58}…."),
+        ("{use: base}", "{use: base, tasks: []}", 9, "methods.base.tasks: it should have at least 1 item"),
+        ("  base: {", '  "b\\x85c": {', 9, "a name has 1 to 60 characters"),
+        ("  base: {", '  "b\\u2028c": {', 9, "a name has 1 to 60 characters"),
+        ("  base: {", '  "b\\x07c": {', 9, "a name has 1 to 60 characters"),
+        ("rank: [4, 8]", "rank: [4, 4]", 10, "two settings are called 'new, rank=4'"),
+        ("rank: [4, 8]", "dropout: [0.1234567, 0.1234568]", 10, "are called 'new, dropout=0.123457'"),
+        ("rank: [4, 8]", f"rank: [{10**30}]", 10, "rank of new"),
+        ("method: ties", "method: ties\n    weight: .nan", 15, "weight: it should be"),
+        ("method: ties", "method: ties\n    weight: 1e300", 15, "weight: it should be"),
+        ("method: ties", "method: ties\n    pools: [near, near]", 15, "this pool is given twice"),
+        (", with: tuned}", ", over: {with: [nothing]}}", 16, "with must name a method that trains"),
+        (", with: tuned}", ", over: {with: [base]}}", 16, "with must name a method that trains"),
+        ("with: tuned}", "with: tuned, over: {method: [recyclign]}}", 16, "did you mean recycling"),
+        ("with: tuned}", "with: tuned, over: {method: [target-continued]}}", 16, "a method of its own"),
+        ("compare: learned | near", "compare: tuned", 22, "compares a row with itself"),
+        ("      with: tuned\n", "      with: tuned\n      margn: 0.1\n", 23, "did you mean margin"),
+        ("pools:\n", "seeds: [-1, 10000000000000000000]\npools:\n", 6, "seeds.1: it should be less than"),
+        ("pools:\n", "sets: {siez: 7}\npools:\n", 6, "did you mean size"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(
@@ -97,6 +125,16 @@ def test_what_is_wrong_is_said_with_its_line(
     assert words in str(document.value)
     assert "\n" not in str(document.value)
     assert str(document.value).endswith(".")
+
+
+def test_a_grid_without_an_end_is_refused_before_it_is_gone_through(tmp_path: Path) -> None:
+    values = ", ".join(map(str, range(1, 60)))
+    over = ", ".join(f"{name}: [{values}]" for name in ("rank", "steps", "batch", "alpha", "learning_rate"))
+    with pytest.raises(UsageError, match="line 10: the study has more than 100,000 cells a task"):
+        read(tmp_path, GOOD.replace("learning_rate: 1e-3, over: {rank: [4, 8]}", f"over: {{{over}}}"))
+    seeds = ", ".join(map(str, range(19_000)))
+    with pytest.raises(UsageError, match="the study has more than 100,000 cells a task"):
+        read(tmp_path, GOOD.replace("pools:", f"seeds: [{seeds}]\npools:", 1))
 
 
 def test_a_method_and_its_pool_need_a_seed_in_common(tmp_path: Path) -> None:

@@ -412,9 +412,23 @@ def test_a_name_that_is_not_there(world: Path, tmp_path: Path) -> None:
     other.write_text(world.read_text().replace("names: [halves, thirds]", "names: [halves, quarters]"))
     with pytest.raises(NotFoundError, match="quarters"):
         make_study(other, tmp_path)
+    text = world.read_text().replace("names: [halves, thirds], ", "")
+    other.write_text(text.replace("base: {use: base}", "base: {use: base, tasks: [quarters]}"))
+    with pytest.raises(UsageError, match="base is asked on quarters, which is not a task of the study"):
+        make_study(other, tmp_path)
     other.write_text(world.read_text().replace("{from: adapters}", "{from: adapters, names: [a0, a9]}"))
     with pytest.raises(NotFoundError, match="no adapter a9"):
         make_study(other, tmp_path)
+
+
+def test_a_folder_whose_name_is_no_text_is_refused(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world.parent, tmp_path / "copy")
+    try:
+        (tmp_path / "copy" / "adapters" / "a3").rename(tmp_path / "copy" / "adapters" / "a\udcff")
+    except OSError:
+        pytest.skip("the disk has names of UTF-8 alone")
+    with pytest.raises(UsageError, match="has a name that is not UTF-8; rename it"):
+        make_study(tmp_path / "copy" / "study.yaml", tmp_path)
 
 
 def test_adapters_of_an_exported_pool_and_among_some(world: Path, tmp_path: Path) -> None:
