@@ -145,7 +145,7 @@ def draw_all(
 
 
 def addresses(catalog: loradex.Catalog) -> tuple[dict[str, str], list[str]]:
-    """The address of each view of a catalog by a name, and adapters to mark."""
+    """The address of each view that a catalog has by a name, and adapters to mark."""
     names = [row.adapter for row in catalog.adapters("norm:*", limit=4)]
     skipped = [row.adapter for row in catalog.adapters(verdict="skipped", limit=1)]
     pools = [row.pool for row in catalog.pools()]
@@ -156,12 +156,12 @@ def addresses(catalog: loradex.Catalog) -> tuple[dict[str, str], list[str]]:
         "nothing": {"p": "list", "where": "rank:999999"},
         "search": {"p": "list", "q": "questions about banking"},
         "selection": {"p": "list"},
-        "adapter": {"p": "adapter", "a": names[0]},
-        "skipped": {"p": "adapter", "a": (skipped or names)[0]},
+        "adapter": {"p": "adapter", "a": names[0]} if names else {},
+        "skipped": {"p": "adapter", "a": skipped[0]} if skipped else {},
         "missing": {"p": "adapter", "a": "no/such-adapter"},
         "map": {"p": "map"},
         "map-rank": {"p": "map", "colour": "rank", "by": "delta"},
-        "compare": {"p": "compare", "a": names},
+        "compare": {"p": "compare", "a": names} if names else {},
         "pools": {"p": "pools"},
         "new-pool": {"p": "pools", "new": 1},
         "pool": {"p": "pool", "n": pools[0]} if pools else {},

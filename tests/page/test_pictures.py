@@ -48,6 +48,15 @@ def test_every_view_is_drawn(
     assert capsys.readouterr().out.count("nothing wrong") == 8
 
 
+def test_a_catalog_without_adapters_has_views(tmp_path: Path) -> None:
+    with loradex.open(tmp_path / "data") as catalog:
+        catalog.upgrade()
+        views, names = addresses(catalog)
+    assert names == []
+    assert {"list", "map", "missing", "crawls"} <= set(views)
+    assert not {"adapter", "skipped", "compare", "pool", "task"} & set(views)
+
+
 @pytest.mark.parametrize(
     ("data", "view", "sentence"),
     [("none", "map", "no catalog at"), ("page", "mop", "this catalog has no view mop; it has list, ")],
