@@ -59,8 +59,8 @@ class SparseAttention(TorchFunctionMode):
         parts = [
             attend(
                 query[..., rows, :],
-                key.index_select(-2, columns),
-                value.index_select(-2, columns),
+                _columns_of(key, columns),
+                _columns_of(value, columns),
                 mask,
                 *rest,
                 **options,
@@ -82,13 +82,30 @@ class SparseAttention(TorchFunctionMode):
         )
 
 
-def _blocks(visible: NDArray[np.bool_], mask: Tensor) -> list[tuple[slice, Tensor, Tensor]]:
-    """Rows, the columns that one of them sees, and their mask; nothing if all pairs cost about as much."""
-    size, pairs = len(visible), 0
-    blocks = []
-    for start in range(0, size, _ROWS):
-        rows = slice(start, min(start + _ROWS, size))
-        columns = torch.from_numpy(np.flatnonzero(visible[rows].any(axis=0)))
-        pairs += (rows.stop - start) * len(columns)
-        blocks.append((rows, columns, mask[rows][:, columns][None, None]))
-    return blocks if pairs <= _MOST * size * size else []
+def _columns_of(values: Tensor, columns: slice | Tensor) -> Tensor:
+    """The keys or values of some columns."""
+    return values[..., columns, :] if isinstance(columns, slice) else values.index_select(-2, columns)
+
+
+def _blocks(visible: NDArray[np.bool_], mask: Tensor) -> list[tuple[slice, slice | Tensor, Tensor]]:
+    """Rows, the columns that one of them sees, and their mask; nothing if all pairs cost about as much.
+
+    Columns that follow each other are a slice where this saves memory: gradients keep the values of a block,
+    which are a part of all values then, and else a copy.
+    """
+    size = len(visible)
+    blocks = [slice(start, min(start + _ROWS, size)) for start in range(0, size, _ROWS)]
+    seen = [np.flatnonzero(visible[rows].any(axis=0)) for rows in blocks]
+    pairs = sum((rows.stop - rows.start) * len(row) for rows, row in zip(blocks, seen, strict=True))
+    if pairs > _MOST * size * size:
+        return []
+    neighbours = [int(row[-1] - row[0]) + 1 == len(row) for row in seen]
+    sliced = sum(len(row) for row, whole in zip(seen, neighbours, strict=True) if whole) > size
+    return [
+        (
+            rows,
+            slice(int(row[0]), int(row[-1]) + 1) if sliced and whole else torch.from_numpy(row),
+            mask[rows][:, row][None, None],
+        )
+        for rows, row, whole in zip(blocks, seen, neighbours, strict=True)
+    ]

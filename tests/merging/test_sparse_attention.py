@@ -86,6 +86,34 @@ def test_most_pairs_of_a_long_tree_are_left_out(monkeypatch: pytest.MonkeyPatch)
     assert sparse_count.pairs < 0.25 * dense_count.pairs
 
 
+def saved_bytes(base: LoadedBase, prompts: Sequence[Prompt]) -> tuple[int, Any, Any]:
+    """What is kept for the gradient, and the losses with their gradient."""
+    kept: dict[int, Any] = {}
+
+    def keep(values: torch.Tensor) -> torch.Tensor:
+        storage = values.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return values
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda values: values):
+        values, gradient = losses_and_gradient(base, prompts)
+    return sum(storage.nbytes() for storage in kept.values()), values, gradient
+
+
+def test_a_long_prompt_keeps_no_copies_of_keys_for_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_base(dtype=torch.float64)
+    draw = random.Random(0)
+    prompts = [Prompt(tuple(draw.randrange(250) for _ in range(510)), ((1, 2),), 0)]
+    with PairCount() as count:
+        sparse_bytes, sparse, sparse_gradient = saved_bytes(base, prompts)
+    assert count.calls == 2 * 8
+    dense(monkeypatch)
+    dense_bytes, whole, whole_gradient = saved_bytes(base, prompts)
+    torch.testing.assert_close(sparse, whole, rtol=0, atol=1e-12)
+    torch.testing.assert_close(sparse_gradient, whole_gradient, rtol=0, atol=1e-12)
+    assert sparse_bytes <= dense_bytes
+
+
 def test_a_short_tree_is_one_block() -> None:
     base, prompts = tiny_base(), many_prompts(2)
     with PairCount() as count:
