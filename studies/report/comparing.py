@@ -514,7 +514,8 @@ def relate_curvature(results: Results, methods: Mapping[str, Any]) -> CurvatureS
     """How the best rate falls with the curvature within tasks; None where curvatures or losses are missing.
 
     The best rate is the vertex of the parabola through the lowest validation loss and its neighbours over the
-    logarithm of the rate; seeds are averaged first.
+    logarithm of the rate; seeds are averaged first. A task counts for a configuration where no training is
+    missing, and a rate where none failed.
     """
     points: dict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
     edges = 0
@@ -522,6 +523,8 @@ def relate_curvature(results: Results, methods: Mapping[str, Any]) -> CurvatureS
         for task in dict.fromkeys(cell.task for cell in trial.cells):
             cells = [cell for cell in trial.cells if cell.task == task]
             numbers = [number for cell in cells if (number := cell.known("curvature")) is not None]
+            if any(cell.status == "missing" for cell in cells):
+                continue
             best = best_rate(_mean_losses(cells))
             if best is None or not numbers or min(numbers) <= 0:
                 continue
@@ -553,12 +556,16 @@ def best_rate(losses: Mapping[float, float]) -> tuple[float, bool] | None:
 
 
 def _mean_losses(cells: Sequence[ResultCell]) -> dict[float, float]:
-    """The mean validation loss over seeds at each rate; failed trainings are left out."""
-    losses: dict[float, list[float]] = defaultdict(list)
+    """The mean validation loss over seeds at each rate where every seed has one, since seeds differ."""
+    losses: dict[float, list[float | None]] = defaultdict(list)
     for cell in cells:
-        if (loss := cell.known("valid_loss")) is not None:
-            losses[float(cell.settings[RATE])].append(loss)
-    return {rate: statistics.fmean(values) for rate, values in losses.items()}
+        losses[float(cell.settings[RATE])].append(cell.known("valid_loss"))
+    means = {}
+    for rate, values in losses.items():
+        known = [value for value in values if value is not None]
+        if len(known) == len(values):
+            means[rate] = statistics.fmean(known)
+    return means
 
 
 def extent(rows: Sequence[TuningRow]) -> Extent | None:

@@ -9,6 +9,7 @@ from statistics import fmean, median
 from typing import Any
 
 from catalog.pictures import count_noun
+from catalog.pictures import number as three_digits
 from studies.report import figures
 from studies.report.comparing import (
     FEW,
@@ -172,9 +173,8 @@ def _reading(findings: Findings) -> str:
     short = [row.label for row in findings.rows if row.tasks < row.expected]
     if short:
         which = "all rows" if len(short) == len(findings.rows) else list_names(short)
-        note.append(
-            f"Not complete, so that the mean is over fewer {unit}s and only the difference compares: {which}."
-        )
+        compares = " and only the difference compares" if findings.against else ""
+        note.append(f"Not complete, so that the mean is over fewer {unit}s{compares}: {which}.")
     fewer = [row.label for row in findings.rows if row.expected < len(findings.results.tasks)]
     if fewer:
         note.append(f"Asked on some of the {unit}s only: {list_names(fewer)}.")
@@ -334,10 +334,10 @@ def _curvature_table(slopes: CurvatureSlopes) -> TableSection:
     for pairs in slopes.points.values():
         for name, (value, best) in pairs.items():
             logs.setdefault(name, []).append((math.log10(value), math.log10(best)))
-    rows = [
-        (name, *(f"{10 ** fmean(column):.2g}" for column in zip(*pairs, strict=True)), str(len(pairs)))
-        for name, pairs in logs.items()
-    ]
+    rows = []
+    for name, points_of in logs.items():
+        value, best = (10 ** fmean(column) for column in zip(*points_of, strict=True))
+        rows.append((name, three_digits(value), rate(best), str(len(points_of))))
     slope = slopes.slope
     best_rates = slopes.edges + sum(map(len, slopes.points.values()))
     steepness = "none, since no task has three configurations"
@@ -346,10 +346,10 @@ def _curvature_table(slopes: CurvatureSlopes) -> TableSection:
         steepness = f"{number(slope.mean)}{ends}, {count_noun(slope.tasks, 'task')}"
     note = (
         "Curvature: the largest eigenvalue of the Hessian of the loss of 16 examples in the adapter's own "
-        "parameters at its start. Best rate: by a parabola through validation losses. Geometric means over "
-        f"tasks. Slope of log rate on log curvature within tasks: {steepness}; −1 is expected. Left out, "
-        f"since a better one may lie outside: {slopes.edges} of {count_noun(best_rates, 'best rate')}, the "
-        "lowest or highest rate tried."
+        "parameters at its start. Best rate: by a parabola through validation losses, on tasks where no "
+        "training is missing and over rates where none failed. Geometric means over tasks. Slope of log rate "
+        f"on log curvature within tasks: {steepness}; −1 is expected. Left out, since a better one may lie "
+        f"outside: {slopes.edges} of {count_noun(best_rates, 'best rate')}, the lowest or highest rate tried."
     )
     return TableSection(
         "Rates and curvature", ("method", "curvature", "best rate", "tasks"), tuple(rows), note

@@ -70,9 +70,9 @@ def html(title: str, sections: Sequence[Section], question: str = "") -> str:
 
 def markdown(title: str, sections: Sequence[Section], pictures: str, question: str = "") -> str:
     """The same for GitHub; figures are links to files of `picture_files` in the folder `pictures`."""
-    blocks = [f"# {_escape(title)}", *([_paragraph(question)] if question else [])]
+    blocks = [f"# {_heading(title)}", *([_paragraph(question)] if question else [])]
     for section, name in zip(sections, _names(sections), strict=True):
-        blocks.append(f"## {_escape(section.title)}")
+        blocks.append(f"## {_heading(section.title)}")
         if isinstance(section, Text):
             blocks += [_paragraph(text) for text in section.paragraphs]
         elif isinstance(section, TableSection):
@@ -145,6 +145,11 @@ def _escape(text: str) -> str:
     """The text with everything escaped that Markdown or HTML would read as a sign."""
     text = clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKED.sub(lambda match: f"\\{match[0]}", text)
+
+
+def _heading(text: str) -> str:
+    """Escaped too are the signs at the end that Markdown would take for the end of a heading."""
+    return re.sub(r"(#+)$", lambda match: match[0].replace("#", "\\#"), _escape(text))
 
 
 def _paragraph(text: str) -> str:

@@ -26,6 +26,8 @@ from studies.report.judging import (
 from studies.report.judging import NOTHING as NO_TASK
 
 NOTHING = "—"
+# Too few tasks, and the differences are zero.
+NO_GAP = "no gap"
 # By the word of `studies.report.judging`; {a} and {b} are compared, over units such as tasks.
 VERDICTS: Mapping[str, str] = {
     NO_TASK: "No {unit} has complete results for both ‘{a}’ and ‘{b}’, so nothing can be said.",
@@ -36,6 +38,10 @@ VERDICTS: Mapping[str, str] = {
     TOO_FEW: (
         "‘{a}’ less ‘{b}’ is between {low} and {high} points; with {units} nothing is called better, worse "
         "or the same."
+    ),
+    NO_GAP: (
+        "‘{a}’ and ‘{b}’ do not differ on any {unit}; with {units} nothing is called better, worse or the "
+        "same."
     ),
     BETTER: "‘{a}’ is better than ‘{b}’{rests}.",
     WORSE: "‘{a}’ is worse than ‘{b}’{rests}.",
@@ -123,7 +129,8 @@ def resting(names: Sequence[str]) -> str:
 
 def sentence(judgement: Judgement, a: str, b: str, compared: Compared, unit: str = "task") -> str:
     """What a claim's numbers allow to say, then the numbers; `unit` is what counts once."""
-    difference, template = compared.difference, VERDICTS[judgement.word]
+    difference, word = compared.difference, judgement.word
+    template = VERDICTS[NO_GAP if word == TOO_FEW and difference and difference.p is None else word]
     if difference is None:
         return template.format(a=a, b=b, unit=unit)
     low, high = difference.low or 0.0, difference.high or 0.0

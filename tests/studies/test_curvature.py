@@ -94,6 +94,36 @@ def test_best_rates_at_an_end_of_those_tried_are_left_out_of_slopes_and_counted(
     assert relate_curvature(Results([{**row, "detail": {}} for row in few]), {}) is None
 
 
+def test_a_sweep_counts_where_no_training_is_missing_and_a_rate_where_no_seed_failed() -> None:
+    """The second seed's losses are higher, so that without it a rate would look better than it is."""
+    second = [
+        {**row, "seed": 1, "detail": {"curvature": 10.0, "valid_loss": row["detail"]["valid_loss"] + 5}}  # type: ignore[index]
+        for row in _rows()
+    ]
+    whole = relate_curvature(Results([*_rows(), *second]), {})
+    assert whole is not None
+    for row in second:
+        if row["settings"]["learning_rate"] == 1e-4:  # type: ignore[index]
+            row |= {"status": "failed", "value": None, "detail": {"curvature": 10.0}}
+    failed = relate_curvature(Results([*_rows(), *second]), {})
+    assert failed is None, "two rates have no parabola"
+    rows = _rows()
+    rows[0] |= {"status": "missing", "value": None, "detail": {"curvature": 10.0}}
+    found = relate_curvature(Results(rows), {})
+    assert found is not None
+    assert found.slope is not None
+    assert found.slope.by_task == pytest.approx({"b": -0.5})
+    assert {task: len(pairs) for task, pairs in found.points.items()} == {"a": 2, "b": 3}
+
+
+def test_curvatures_and_rates_are_written_as_people_write_them() -> None:
+    rows = [{**row, "detail": {**row["detail"], "curvature": 1234.0}} for row in _rows()]  # type: ignore[dict-item]
+    study = {"study": {"report": {"figures": ["curvature"]}}}
+    table = next(part for part in sections(Findings(study, rows)) if part.title == "Rates and curvature")
+    assert isinstance(table, TableSection)
+    assert table.rows[0][1:] == ("1,230", "2e-3", "2")
+
+
 def test_curvature_is_measured_once_for_all_rates() -> None:
     study = Study.model_validate(
         {

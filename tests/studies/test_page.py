@@ -199,6 +199,14 @@ def test_a_paragraph_that_begins_like_a_list_or_heading_is_none() -> None:
         assert "".join(child.content for child in tokens[7].children) == start.strip()
 
 
+@pytest.mark.parametrize("title", ["What is C #", "All of ##", "#", "A # B"])
+def test_a_heading_keeps_the_signs_at_its_end(title: str) -> None:
+    tokens = MarkdownIt("commonmark").parse(markdown(title, [Text(title, ("a",))], "p"))
+    headings = [tokens[n + 1] for n, token in enumerate(tokens) if token.type == "heading_open"]
+    texts = ["".join(child.content for child in token.children or []) for token in headings]
+    assert texts == [title, title]
+
+
 def test_characters_that_cannot_be_seen_are_spelled_out() -> None:
     assert clean("a\u202eb\x07c\u200bd\ud800") == "a\\u202eb\\x07c\\u200bd\\ud800"
     assert clean(" two\nlines\tand  spaces ") == "two lines and spaces"

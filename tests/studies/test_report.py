@@ -387,6 +387,25 @@ def test_seven_tasks_are_too_few_and_eight_are_not() -> None:
         )
 
 
+def test_too_few_tasks_without_a_difference_are_between_no_ends() -> None:
+    claim = {"claim": "It helps", "compare": "old", "with": "new", "margin": 0.02, "expects": "better"}
+    values: Values = {name: {"t1": [0.5], "t2": [0.7]} for name in ("new", "old")}
+    result = sections(study(claims=[claim]), grid(values))
+    words = (
+        "‘old’ and ‘new’ do not differ on any task; with 2 tasks nothing is called better, worse or the same."
+    )
+    assert words in sentences(result)
+    assert "is between" not in sentences(result)
+    assert table(result, "Claims and marks").rows[0][1:3] == ("open", "too few tasks")
+
+
+def test_a_table_without_differences_speaks_of_none() -> None:
+    cells = grid({"new": {"t1": [0.5], "t2": [None]}, "old": {"t1": [0.5], "t2": [0.6]}})
+    note = table(sections(study(), cells), "Every method").note
+    assert "Not complete, so that the mean is over fewer tasks: new." in note
+    assert "difference" not in note.lower()
+
+
 def test_a_row_of_too_few_tasks_among_others_is_named() -> None:
     tasks = [f"t{i}" for i in range(9)]
     values: Values = {
