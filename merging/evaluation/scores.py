@@ -269,7 +269,7 @@ def evaluate(
     model are an error, or left out and counted (`too_long`). A member that does not match the base model
     gives its error in place of its scores. Scores in `log` are not measured again; new ones are appended to
     it immediately. Raises UsageError for a file that is not a log and for examples that are too long,
-    MemoryLimitError if the base model does not fit, and StorageError if the log cannot be written.
+    MemoryLimitError if the base model does not fit, and StorageError if the log cannot be read or written.
     """
     rounds = [
         _round(base, task, split, draw(task, split, limit, seed=seed), seed, too_long, protocol)
@@ -527,19 +527,21 @@ def _read_log(log: Path | None) -> dict[str, TaskScore]:
         lines = log.read_text("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise UsageError(f"{log} is not a log of scores; give another file.") from error
+    except OSError as error:
+        raise StorageError(f"{log} cannot be read: {error.strerror or error}.") from error
     torn = lines.pop()
     if torn:
         # An interrupted write; a line that does not begin like a score is not ours.
         if not (torn.startswith(_LINE) or _LINE.startswith(torn)):
             raise UsageError(f"{log} is not a log of scores; give another file.")
-        with log.open("r+b") as file:
+        with _writing(log), log.open("r+b") as file:
             file.truncate(log.stat().st_size - len(torn.encode()))
     entries = {}
     for number, line in enumerate(lines, 1):
         try:
             score = TaskScore(**json.loads(line))
             entries[score.key] = score
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise UsageError(f"{log} line {number} is not a score; give another log.") from error
     return entries
 
@@ -555,10 +557,17 @@ def _append(log: Path | None, scores: Sequence[TaskScore]) -> None:
     """Appends the scores to the log in one write."""
     if log is None or not scores:
         return
-    try:
+    with _writing(log):
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(score.document(), sort_keys=True) + "\n" for score in scores))
             file.flush()
+
+
+@contextlib.contextmanager
+def _writing(log: Path) -> Iterator[None]:
+    """Translates an error of writing the log inside the block."""
+    try:
+        yield
     except OSError as error:
         raise StorageError(f"{log} cannot be written: {error.strerror or error}.") from error

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from catalog.errors import EvaluationError, LoradexError, MergeError, UsageError
+from catalog.errors import EvaluationError, LoradexError, MergeError, StorageError, UsageError
 from catalog.scores import (
     from_text,
     item_hash,
@@ -250,6 +251,26 @@ def test_a_log_whose_last_line_lost_its_end_goes_on(tmp_path: Path, tasks: list[
     assert log.read_text() == text
 
 
+def test_a_line_that_lost_its_end_in_a_log_that_cannot_be_written_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tasks: list[Task]
+) -> None:
+    log = tmp_path / "scores.jsonl"
+    log.write_text('{"adapter": ')
+
+    opened = Path.open
+
+    def open_to_read(file: Path, mode: str = "r", *options: Any, **named: Any) -> Any:
+        if "+" in mode:
+            raise PermissionError(13, "Permission denied")
+        return opened(file, mode, *options, **named)
+
+    base = tiny_base()
+    monkeypatch.setattr(Path, "open", open_to_read)
+    with pytest.raises(StorageError, match="scores.jsonl cannot be written: Permission denied"):
+        list(evaluate(base, [], tasks, limit=5, log=log))
+    assert log.read_text() == '{"adapter": '
+
+
 @pytest.mark.parametrize(
     "wrong", [{"value": 55}, {"value": math.nan}, {"n": 2**63}, {"loss": math.inf}, {"key": []}]
 )
@@ -271,6 +292,15 @@ def test_a_file_that_is_no_log_keeps_its_bytes(tmp_path: Path, tasks: list[Task]
     with pytest.raises(UsageError, match="not a log of scores"):
         list(evaluate(tiny_base(), [], tasks, log=log))
     assert log.read_bytes() == data
+
+
+def test_a_folder_and_endless_brackets_are_no_log(tmp_path: Path, tasks: list[Task]) -> None:
+    with pytest.raises(StorageError, match=r"cannot be read: .+\."):
+        list(evaluate(tiny_base(), [], tasks, log=tmp_path))
+    log = tmp_path / "deep"
+    log.write_text("[" * 100_000 + "\n")
+    with pytest.raises(UsageError, match="deep line 1 is not a score"):
+        list(evaluate(tiny_base(), [], tasks, log=log))
 
 
 def test_another_model_of_the_same_name_is_measured_anew(tmp_path: Path, tasks: list[Task]) -> None:
