@@ -124,13 +124,22 @@ def encode_each(
 
     # A template writes the special tokens itself.
     special = not getattr(tokenizer, "chat_template", None)
+    appended = _appended_count(tokenizer) if special else 0
     prompts = []
     for example in examples:
         choices = example.choices if task.metric == "accuracy" else (example.target,)
         text = question_text(tokenizer, task, example, date, protocol, chat)
-        question = tuple(tokenizer(text, add_special_tokens=special)["input_ids"])
+        tokens = tokenizer(text, add_special_tokens=special)["input_ids"]
+        question = tuple(tokens[: len(tokens) - appended])
         prompts.append(Prompt(question, tuple(map(answer, choices)), choices.index(example.target)))
     return prompts
+
+
+def _appended_count(tokenizer: Any) -> int:
+    """The number of special tokens that the tokenizer appends to a text; some end every text so."""
+    text, whole = (list(tokenizer("?", add_special_tokens=special)["input_ids"]) for special in (False, True))
+    places = [at for at in range(len(whole)) if text and whole[at : at + len(text)] == text]
+    return len(whole) - len(text) - places[0] if places else 0
 
 
 def folds_instruction(tokenizer: Any, task: Task, protocol: Protocol) -> bool:

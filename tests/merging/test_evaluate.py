@@ -266,7 +266,7 @@ def test_a_line_that_lost_its_end_in_a_log_that_cannot_be_written_is_one_sentenc
 
     base = tiny_base()
     monkeypatch.setattr(Path, "open", open_to_read)
-    with pytest.raises(StorageError, match="scores.jsonl cannot be written: Permission denied"):
+    with pytest.raises(StorageError, match=r"scores.jsonl cannot be written: Permission denied"):
         list(evaluate(base, [], tasks, limit=5, log=log))
     assert log.read_text() == '{"adapter": '
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from catalog.errors import UsageError
 from merging.evaluation import TaskScore, ask, generate, measure
@@ -168,6 +169,19 @@ def test_a_prompt_of_each_family_is_the_one_written_by_hand(name: str, task: Tas
         text = system if protocol.name == "recycling-paper" else user
         assert tokenizer.decode(prompt.question) == text
         assert [tokenizer.decode(answer) for answer in prompt.answers] == [f"yes{end}", f"no{end}"]
+
+
+@pytest.mark.parametrize("pattern", ["$A", "<|user|> $A", "$A <|end|>", "<|user|> $A <|end|> <|end|>"])
+def test_a_question_without_a_template_does_not_end_a_text(pattern: str, task: Task) -> None:
+    """Some tokenizers begin every text with a token, and some end it with one."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    special = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("<|user|>", "<|end|>")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=pattern, special_tokens=special)
+    (prompt,) = encode_each(tokenizer, task, examples(task, "test")[:1])
+    start = "<|user|>" if "user" in pattern else ""
+    assert tokenizer.decode(prompt.question) == f"{start}Answer yes or no.\n\n question 0\n\n\n"
+    assert [tokenizer.decode(answer) for answer in prompt.answers] == ["yes<|end|>", "no<|end|>"]
 
 
 def test_answers_lose_the_white_space_that_the_papers_template_trims(tmp_path: Path) -> None:
