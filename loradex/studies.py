@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from studies.grid import Grid
     from studies.run import Executor
 
+_MOST_PROCESSES = 10_000
+
 
 @dataclass(frozen=True)
 class StudyRow:
@@ -120,6 +122,7 @@ class StudyRequest:
         from studies.grid import grid
         from studies.run import refuse_other
 
+        self._check_numbers()
         file = read_study(str(self.file))
         self._executor()
         refuse_other(Path(self.out))
@@ -135,6 +138,15 @@ class StudyRequest:
             device=self.device,
             threads=self.threads,
         )
+
+    def _check_numbers(self) -> None:
+        for name, value in (("threads", self.threads), ("workers", self.workers)):
+            if value is not None and not 1 <= value <= _MOST_PROCESSES:
+                raise UsageError(f"`{name}` must be from 1 to {_MOST_PROCESSES:,}, not {value}.")
+        if self.gpu_share is not None and not 0 <= self.gpu_share <= _MOST_PROCESSES:
+            raise UsageError(f"`gpu_share` must be a number from 0 up, not {self.gpu_share}.")
+        if self.device in ("", "auto"):
+            raise UsageError("A study is of one kind of `device`, since results differ; give cpu or cuda.")
 
     def _executor(self) -> Executor:
         from studies.run import one_by_one

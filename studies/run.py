@@ -297,15 +297,16 @@ def _row(place: Place, cell: GridCell) -> dict[str, Any]:
 @contextlib.contextmanager
 def _lock_folder(folder: Path) -> Iterator[None]:
     """Inside the block no other run works in the folder."""
-    with storage(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise UsageError(
-            f"Another run is at work in {folder}; wait for it, or use another folder."
-        ) from error
+    with contextlib.ExitStack() as stack:
+        with storage(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(FileLock(folder / ".lock", timeout=0))
+            except Timeout as error:
+                raise UsageError(
+                    f"Another run is at work in {folder}; wait for it, or use another folder."
+                ) from error
+        yield
 
 
 def refuse_other(folder: Path) -> None:

@@ -87,12 +87,26 @@ class Place:
         result = _read(file)
         if result is None and (line := self.log.get(step.key)):
             file, result = self.folder / LOG, dict(line["result"])
-        if result is not None and (problem := result_problem(result, step.kind)):
+        if result is not None and (
+            problem := result_problem(result, step.kind) or self._unknown(step, result)
+        ):
             raise StorageError(
                 f"{file} has no result of step {step.key} ({step.kind}): {problem}; remove it and run the "
                 "study again."
             )
         return result
+
+    def _unknown(self, step: Step, result: Mapping[str, Any]) -> str | None:
+        """An adapter that a result names and the study does not have, or of which it lacks the score."""
+        members = [*result.get("members", ()), *([result] if step.kind == "single" else [])]
+        names = [member["name"] for member in members if "name" in member]
+        if missing := [name for name in names if name not in self.adapters]:
+            return f"it names {missing[0]}, which is not an adapter of the study"
+        if step.kind in ("measured", "gradient"):
+            names = [adapter["name"] for adapter in step.params.get("adapters", ())]
+            if missing := [name for name in names if name not in result["scores"]]:
+                return f"it lacks the score of {missing[0]}"
+        return None
 
     @property
     def log(self) -> Mapping[str, Mapping[str, Any]]:

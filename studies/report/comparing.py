@@ -173,19 +173,7 @@ class Results:
 
     def compare(self, label: str, against: str) -> Difference | None:
         """The paired difference over the seeds that both have; None where no task counts for both."""
-        return compare(self._pair(label, against), self._pair(against, label), self.steps)
-
-    def _pair(self, label: str, other: str) -> Means:
-        """The value on each task that counts, over the seeds that the other label has there too."""
-        means = {}
-        for task in self.values(label):
-            seeds = {cell.seed for cell in self.at(other, task)}
-            values = [
-                cell.value for cell in self.at(label, task) if cell.seed in seeds and cell.value is not None
-            ]
-            if values:
-                means[task] = statistics.fmean(values)
-        return means
+        return compare_cells(self.of(label), self.of(against), self.steps)
 
     def row(self, label: str, against: str | None) -> LabelRow:
         """The label summed up, and compared with another one, if that is not the same."""
@@ -225,6 +213,20 @@ def mean_and_error(means: Means) -> Spread | None:
     values = list(means.values())
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
     return Spread(statistics.fmean(values), error, len(values))
+
+
+def compare_cells(
+    cells: Sequence[ResultCell], others: Sequence[ResultCell], steps: Means
+) -> Difference | None:
+    """The paired difference of values over tasks that count for both, and there over the seeds of both."""
+    return compare(_paired_values(cells, others), _paired_values(others, cells), steps)
+
+
+def _paired_values(cells: Sequence[ResultCell], others: Sequence[ResultCell]) -> Means:
+    places = {(cell.task, cell.seed) for cell in others}
+    counting = by_task(cells, lambda cell: cell.value)
+    shared = [cell for cell in cells if cell.task in counting and (cell.task, cell.seed) in places]
+    return by_task(shared, lambda cell: cell.value)
 
 
 def compare(mine: Means, other: Means, steps: Means) -> Difference | None:
@@ -586,34 +588,29 @@ def extent(rows: Sequence[TuningRow]) -> Extent | None:
 def _tuning_rows(
     trials: Sequence[_Trial], picked: Mapping[str, Sequence[ResultCell]], steps: Means
 ) -> tuple[TuningRow, ...]:
-    values = {name: by_task(cells, lambda cell: cell.value) for name, cells in picked.items()}
-    rows = []
-    for trial in trials:
-        plain = _plain_trial(trial, trials)
-        against = plain.label if plain else None
-        rows.append(_tuning_row(trial, picked[trial.label], values, against, steps))
-    return tuple(rows)
+    return tuple(_tuning_row(trial, picked, _plain_trial(trial, trials), steps) for trial in trials)
 
 
 def _tuning_row(
-    trial: _Trial, cells: Sequence[ResultCell], values: Mapping[str, Means], against: str | None, steps: Means
+    trial: _Trial, picked: Mapping[str, Sequence[ResultCell]], plain: _Trial | None, steps: Means
 ) -> TuningRow:
-    mine, losses = values[trial.label], mean_and_error(by_task(cells, lambda cell: cell.loss))
+    cells = picked[trial.label]
+    losses = mean_and_error(by_task(cells, lambda cell: cell.loss))
     done = [cell for cell in cells if cell.status == "done"]
     rates: dict[float, int] = defaultdict(int)
     for cell in done:
         rates[float(cell.settings[RATE])] += 1
     tried = sorted({float(cell.settings[RATE]) for cell in trial.cells})
     ends = {tried[0], tried[-1]} if len(tried) > 1 else set()
-    other = None if against in (None, trial.label) else against
+    other = None if plain is None or plain.label == trial.label else plain.label
     return TuningRow(
         label=trial.label,
         variant=trial.variant,
         rank=trial.rank,
-        value=mean_and_error(mine),
+        value=mean_and_error(by_task(cells, lambda cell: cell.value)),
         loss=losses.mean if losses else None,
         against=other,
-        difference=compare(mine, values[other], steps) if other else None,
+        difference=compare_cells(cells, picked[other], steps) if other else None,
         rates=dict(sorted(rates.items())),
         edges=sum(count for rate, count in rates.items() if rate in ends),
         failed=sum(cell.status == "failed" for cell in trial.cells),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,11 @@ def test_folders_may_be_texts(file: Path, tmp_path: Path) -> None:
 def test_arguments_that_do_not_fit_are_refused(file: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="`workers` and `gpu_share` belong to Ray"):
         loradex.run_study(file, tmp_path / "out", workers=2)
+    for name, number in (("threads", 0), ("threads", 10**30), ("workers", 0), ("gpu_share", math.nan)):
+        with pytest.raises(UsageError, match=f"`{name}` must be"):
+            loradex.StudyRequest(file, tmp_path / "out", ray=True, **{name: number}).plan()  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="A study is of one kind of `device`"):
+        loradex.run_study(file, tmp_path / "out", device="auto")
     with pytest.raises(NotFoundError, match="Study nothing not found"):
         loradex.run_study("nothing", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -157,3 +157,22 @@ def test_a_step_in_the_folder_is_checked_as_those_of_a_log_are(
     (folder / name).write_text(text)
     with pytest.raises(StorageError, match=what):
         place(tmp_path).seconds(step) if name == TIME else place(tmp_path).result(step)
+
+
+@pytest.mark.parametrize(
+    ("kind", "params", "result", "what"),
+    [
+        ("pool", {}, {"members": [{"name": "a"}, {"name": "b"}], "detail": {}}, "names b, which is not an"),
+        ("single", {}, {"name": "b", "detail": {}}, "names b, which is not an adapter of the study"),
+        ("gradient", {"adapters": [{"name": "a"}, {"name": "b"}]}, {"scores": {"a": 0.1}}, "the score of b"),
+        ("measured", {"adapters": [{"name": "a"}]}, {"base": SCORE, "scores": {}}, "lacks the score of a"),
+    ],
+)
+def test_a_result_of_other_adapters_is_refused(
+    kind: str, params: dict[str, Any], result: dict[str, Any], what: str, tmp_path: Path
+) -> None:
+    step = Step(kind, params)
+    (tmp_path / LOG).write_text(f"{json.dumps(line(kind, step=step.key, result=result))}\n")
+    at = Place(tmp_path, "base", None, "cpu", 1, {}, {"a": tmp_path})
+    with pytest.raises(StorageError, match=what):
+        at.result(step)

@@ -544,6 +544,21 @@ def test_one_rate_for_all_is_the_best_of_plain_lora() -> None:
     assert other.difference.mean == pytest.approx(0.2)
 
 
+def test_variants_are_compared_over_the_seeds_that_both_have() -> None:
+    cells = [
+        cell(task, seed, method, value, settings={"learning_rate": 1e-4}, detail={"valid_loss": 1.0})
+        for task in ("t1", "t2")
+        for method, seed, value in (("plain", 0, 0.5), ("plain", 1, 0.9), ("other", 0, 0.6))
+    ]
+    methods = {"other": {"variant": "pissa"}}
+    for rows in (tune_by_loss(Results(cells), methods), at_one_rate(Results(cells), methods)):
+        plain, other = rows
+        assert plain.value is not None
+        assert plain.value.mean == pytest.approx(0.7)
+        assert other.difference is not None
+        assert other.difference.by_task == pytest.approx({"t1": 0.1, "t2": 0.1})
+
+
 def test_variants_are_compared_at_their_rank_wherever_it_is_told() -> None:
     cells = []
     for method, rank, value in (("L8", 8, 0.5), ("L64", 64, 0.6), ("P64", 64, 0.8)):

@@ -292,6 +292,13 @@ def test_a_fresh_folder_with_the_log_of_a_run_does_nothing_again(
     assert (outcome.failed, outcome.missing) == (0, 0)
     assert not list((out / "steps").iterdir())
     assert (out / RESULTS).read_bytes() == (whole / RESULTS).read_bytes()
+    lines = [json.loads(line) for line in (whole / LOG).read_text().splitlines()]
+    for row in lines:
+        if "score" in row["result"]:
+            row["result"]["score"] |= {"status": "failed", "task": "another"}
+    (out / LOG).write_text("".join(json.dumps(row) + "\n" for row in lines))
+    assert [row for row in results(make_study(world, out)[1]) if row["status"] != "done"] == []
+    shutil.copy(whole / LOG, out)
     assert (out / LOG).read_bytes() == (whole / LOG).read_bytes()
 
 
@@ -376,6 +383,10 @@ def test_runs_keep_out_of_each_others_way(world: Path, tmp_path: Path) -> None:
     (out / "steps").mkdir()
     with FileLock(out / ".lock"), pytest.raises(UsageError, match="Another run is at work"):
         run(*make_study(world, out))
+    (tmp_path / "odd" / "steps").mkdir(parents=True)
+    (tmp_path / "odd" / ".lock").mkdir()
+    with pytest.raises(StorageError, match="odd cannot be written"):
+        run(*make_study(world, tmp_path / "odd"))
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("mine")
