@@ -125,16 +125,17 @@ class StudyRequest:
         self._check_numbers()
         file = read_study(str(self.file))
         self._executor()
-        refuse_other(Path(self.out))
+        out, tasks, adapters, cards = _folders(self.out, self.tasks, self.adapters, self.cards)
+        refuse_other(out)
         settings = settings_of(self.catalog)
         return file, grid(
             file.study,
             file.folder,
-            Path(self.out),
+            out,
             bases=settings.bases if settings else None,
-            tasks=_path(self.tasks),
-            adapters=_path(self.adapters),
-            cards=_path(self.cards),
+            tasks=tasks,
+            adapters=adapters,
+            cards=cards,
             device=self.device,
             threads=self.threads,
         )
@@ -331,6 +332,13 @@ def _power_sentence(power: Power) -> str:
         return f"{size}: no interval"
     chances = " / ".join(f"{chance} %" for chance in power.found.values())
     return f"{size}: ± {power.half_width:.1f} points; finds {' / '.join(power.found)} points with {chances}"
+
+
+@check_arguments
+def _folders(
+    out: str | Path, tasks: str | Path | None, adapters: str | Path | None, cards: str | Path | None
+) -> tuple[Path, Path | None, Path | None, Path | None]:
+    return Path(out), _path(tasks), _path(adapters), _path(cards)
 
 
 def _path(path: str | Path | None) -> Path | None:

@@ -311,10 +311,12 @@ def _lock_folder(folder: Path) -> Iterator[None]:
 
 def refuse_other(folder: Path) -> None:
     """Raises UsageError where the folder of a study is a file, or holds something else."""
+    if folder.is_file():
+        raise UsageError(f"{folder} is a file; use a folder for the study.")
     steps = folder / STEPS
     names = [path.name for path in steps.iterdir()] if steps.is_dir() else []
     own = (folder / LOG).is_file() or (
         steps.is_dir() and all(is_key(name) or name.startswith(".loradex-") for name in names)
     )
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not own):
+    if folder.is_dir() and any(folder.iterdir()) and not own:
         raise UsageError(f"{folder} contains other files; use another folder for the study.")

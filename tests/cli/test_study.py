@@ -83,6 +83,11 @@ def test_the_studies_that_come_along_are_listed(run: Program) -> None:
         (("run", "published", "-o", "OUT", "--tables", "EMPTY"), "Published tables are not a study", 2),
         (("run", "published", "-o", "OUT"), "Published tables are not a study", 1),
         (("run", "TABLES", "-o", "OUT"), "line 2: Published tables are not a study", 2),
+        (("run", "STUDY", "-o", "LONG"), "is no path: it is too long", 2),
+        (("run", "STUDY", "-o", "OUT", "--tasks", "LONG"), "is no path: it is too long", 2),
+        (("run", "STUDY", "-o", "OTHER", "--dry-run"), "contains other files", 2),
+        (("run", "STUDY", "-o", "OUT", "--ray", "--gpu-share", "nan"), "must be a number from 0 up", 2),
+        (("run", "STUDY", "-o", "OUT", "--device", "auto"), "one kind of --device", 2),
         (("report", "OLD"), "Published tables are not a study", 2),
         (("report", "EMPTY"), "not contain a study", 1),
     ],
@@ -95,9 +100,10 @@ def test_what_makes_no_sense_is_one_sentence(
     (tmp_path / "OLD" / "study.json").write_text('{"study": {"published": "tables", "title": "old"}}')
     (tmp_path / "OLD" / "results.jsonl").touch()
     (tmp_path / "TABLES").write_text("study: published\npublished: tables\n")
-    places = {name: str(tmp_path / name) for name in ("OUT", "EMPTY", "OLD", "TABLES")} | {
-        "STUDY": str(world)
-    }
+    (tmp_path / "OTHER" / "steps").mkdir(parents=True)
+    (tmp_path / "OTHER" / "steps" / "one.txt").touch()
+    places = {name: str(tmp_path / name) for name in ("OUT", "EMPTY", "OLD", "TABLES", "OTHER")}
+    places |= {"STUDY": str(world), "LONG": str(tmp_path / ("x" * 300))}
     result = run("study", *(places.get(word, word) for word in words))
     assert result.exit_code == code, result.output
     assert says in result.stderr

@@ -383,6 +383,8 @@ def test_runs_keep_out_of_each_others_way(world: Path, tmp_path: Path) -> None:
     (out / "steps").mkdir()
     with FileLock(out / ".lock"), pytest.raises(UsageError, match="Another run is at work"):
         run(*make_study(world, out))
+    with pytest.raises(UsageError, match="is a file"):
+        run(*make_study(world, world))
     (tmp_path / "odd" / "steps").mkdir(parents=True)
     (tmp_path / "odd" / ".lock").mkdir()
     with pytest.raises(StorageError, match="odd cannot be written"):
