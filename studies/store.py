@@ -16,13 +16,14 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from catalog.errors import DivergedError, LoradexError, StorageError
-from catalog.files import clean_text, remove_abandoned
+from catalog.errors import ConfigError, DivergedError, LoradexError, StorageError
+from catalog.files import clean_text, load_json, remove_abandoned
 from merging.members import storage, write_json
 from studies.log import is_key, is_number, read_log, result_problem
 
 STEPS = "steps"
 RESULT, STEP, TIME = "result.json", "step.json", "time.json"
+_MOST_BYTES = 512 * 1024 * 1024
 # One line for each step that is done: what a run elsewhere needs to go on without the files of the steps.
 LOG = "steps.jsonl"
 # The version of a kind, 1 where it is not named; it counts up when the same step would find something else.
@@ -230,10 +231,10 @@ def _read(path: Path, *names: str) -> dict[str, Any] | None:
     """The object in a JSON file of a step, None where there is no file; raises StorageError for another file,
     and for one without the names."""
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = load_json(path.read_bytes(), max_bytes=_MOST_BYTES)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ConfigError) as error:
         raise StorageError(
             f"{path} cannot be read: {error}; remove its folder and run the study again."
         ) from error

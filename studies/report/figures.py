@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ _DASHES = ("-", "--", ":", "-.")
 # Inches.
 _ROW, _KEY = 0.21, 0.19
 _PANEL = 2.0
+# Ranks that have a bar of their own in the room of a picture.
+_BARS = 12
 # Values from here on stand on a logarithmic axis, as largest over smallest.
 _LOGARITHMIC = 8.0
 
@@ -268,11 +271,17 @@ def _histogram(axes: Axes, rates: Sequence[float], tried: Sequence[float]) -> No
 
 
 def _bars(axes: Axes, ranks: Sequence[float]) -> None:
-    """How many adapters have each rank, the smallest at the top."""
-    distinct = sorted(set(ranks))
-    counts = [sum(value == rank for value in ranks) for rank in distinct]
-    axes.barh(range(len(distinct)), counts, color=PALETTE[3], edgecolor=FAINT, linewidth=0.4, height=0.75)
-    axes.set_yticks(range(len(distinct)), [number(rank) for rank in distinct])
+    """How many adapters have each rank, the smallest at the top; of many ranks the rarest have one bar."""
+    times = Counter(ranks)
+    distinct = sorted(times)
+    if len(distinct) > _BARS:
+        distinct = sorted(sorted(times, key=lambda rank: (-times[rank], rank))[: _BARS - 1])
+    counts, names = [times[rank] for rank in distinct], [number(rank) for rank in distinct]
+    if len(distinct) < len(times):
+        counts.append(len(ranks) - sum(counts))
+        names.append(f"{len(times) - len(distinct)} others")
+    axes.barh(range(len(names)), counts, color=PALETTE[3], edgecolor=FAINT, linewidth=0.4, height=0.75)
+    axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)

@@ -145,6 +145,12 @@ def test_no_result_ends_in_a_traceback(
         (RESULT, "[]", "is not the record of a step"),
         (RESULT, '{"score": 1}', "score of its result is not valid"),
         (RESULT, "{", "cannot be read"),
+        (
+            RESULT,
+            '{"score": {"value": 0.5, "loss": 1.0, "n": 2}, "detail": {"energy": NaN}}',
+            "cannot be read",
+        ),
+        (RESULT, "[" * 100_000, "cannot be read"),
         (TIME, "{}", "does not say how long"),
     ],
 )

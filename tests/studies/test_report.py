@@ -697,6 +697,15 @@ def test_rates_of_the_wild_that_make_no_sense_are_left_out_and_counted() -> None
     assert "Left out: 2 rates outside 1e-8 to 10." in note
 
 
+def test_rare_ranks_of_the_wild_share_a_bar() -> None:
+    ranks = [8.0] * 5 + [16.0] * 4 + [float(rank) for rank in range(100, 150)]
+    document = {**study(figures=["wild"]), "wild": {"rank": ranks, "cards": 59}}
+    (figure,) = [section for section in sections(document, grid(PAIR)) if isinstance(section, Figure)]
+    texts = re.findall(r">([^<>]+)</text>", figure.svg)
+    bars = texts[texts.index("adapters") + 1 : texts.index("rank")]
+    assert bars == ["8", "16", *(str(rank) for rank in range(100, 109)), "41 others"]
+
+
 def test_the_size_is_said_and_small_is_called_small() -> None:
     result = find_section(sections(study(), grid(PAIR)), "How large this is")
     assert isinstance(result, Text)
