@@ -81,16 +81,16 @@ def _claims_text(findings: Findings) -> Text:
     elif done < all_cells:
         left = counts({"failed": findings.count("failed"), "missing": findings.count("missing")})
         paragraphs.append(f"The study is not complete: of {count_noun(all_cells, 'cell')} {left}.")
-    if findings.tuned or findings.fixed:
-        paragraphs += _spreads(findings)
-    elif not findings.claims:
+    spreads = list(_spreads(findings))
+    paragraphs += spreads
+    if not spreads and not findings.claims:
         paragraphs.append("The study states no claim to judge; the tables say what was measured.")
     if findings.sets:
         paragraphs.append(
             "What counts once is a set of adapters, merged once: its value is the mean over the tasks that "
             "judge it."
         )
-    if done and (findings.claims or findings.tuned):
+    if done and (findings.claims or spreads):
         paragraphs.append(
             f"A point is a hundredth of the task's metric. Differences are paired over {unit}s, "
             f"{findings.part}s averaged in each {unit} first; intervals are t intervals over {unit}s. Better "

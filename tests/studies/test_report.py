@@ -591,6 +591,15 @@ def test_a_tuning_study_says_what_tuning_changes() -> None:
     assert table(result, "At one learning rate").rows[1][-2:] == ("1e-3", "0")
 
 
+def test_a_tuning_study_of_plain_lora_alone_says_that_it_claims_nothing() -> None:
+    document = study(figures=["tuning"])
+    document["study"]["methods"] = METHODS
+    plain = [item for item in _tuning() if item["settings"]["variant"] == "lora"]
+    assert sentences(sections(document, plain)) == (
+        "The study states no claim to judge; the tables say what was measured."
+    )
+
+
 @pytest.mark.parametrize(("worst", "ticks"), [(1.5, set()), (40.0, {"1", "2", "5", "10", "20"})])
 def test_losses_far_apart_stand_on_a_logarithmic_axis(worst: float, ticks: set[str]) -> None:
     document, cells = study(figures=["tuning"]), _tuning()
