@@ -29,7 +29,7 @@ from studies.report.comparing import (
     varying_settings,
 )
 from studies.report.judging import Compared, Judgement, judge_claims
-from studies.report.wording import sentence
+from studies.report.wording import sentence, slope_sentence, slope_word
 
 # Learning rates that someone may have trained with; cards say others too.
 SANE = (1e-8, 10.0)
@@ -41,7 +41,8 @@ class ClaimFinding:
 
     `verdict` is the word, `mark` whether the claim is confirmed, contradicted or open, against what it
     `expects`; `holm_p` is the p-value adjusted over the claims of the study, `left_out` the range of the mean
-    difference with any one task left out, and without a task of `rests_on` the word does not stand.
+    difference with any one task left out, and without a task of `rests_on` the word does not stand. Of a
+    slope the difference is that of the slope to zero.
     """
 
     claim: str
@@ -56,6 +57,7 @@ class ClaimFinding:
     holm_p: float | None = None
     left_out: tuple[float, float] | None = None
     rests_on: tuple[str, ...] = ()
+    is_slope: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,6 @@ class Findings:
         rows = (self.results.row(label, self.against) for label in self.results.labels)
         # A set has one seed.
         self.rows = tuple(replace(row, seeds=1) if self.sets else row for row in rows)
-        self.claims = self._judge(report.get("claims") or ())
         self.related: tuple[Related, ...] = ()
         if "relevance" in self.asked and self.against:
             self.related = relate(self.results, self.against)
@@ -124,6 +125,7 @@ class Findings:
         self.slopes: CurvatureSlopes | None = None
         if "curvature" in self.asked:
             self.slopes = relate_curvature(self.results, methods)
+        self.claims = self._judge(report.get("claims") or ())
         keys = varying_settings(self.results)
         self.curves = {key: self.lines(key) for key in keys} if "curve" in self.asked else {}
         at = ("k",) if "k" in keys else keys
@@ -206,6 +208,7 @@ class Findings:
         }
 
     def _judge(self, claims: Sequence[Mapping[str, Any]]) -> tuple[ClaimFinding, ...]:
+        """The claims of the study, and the one that a study of curvature is for, as one family."""
         compared = [
             Compared(
                 self.results.compare(str(claim["compare"]), str(claim["with"])),
@@ -214,8 +217,12 @@ class Findings:
             )
             for claim in claims
         ]
-        pairs = zip(claims, compared, judge_claims(compared), strict=True)
-        return tuple(_claim_finding(*pair, self.unit) for pair in pairs)
+        slopes = [Compared(self.slopes.slope, 0.0, "worse")] if self.slopes else []
+        judgements = judge_claims([*compared, *slopes])
+        pairs = zip(claims, compared, judgements[: len(claims)], strict=True)
+        findings = [_claim_finding(*pair, self.unit) for pair in pairs]
+        findings += [_slope_finding(slope, judgements[-1], self.unit) for slope in slopes]
+        return tuple(findings)
 
     def _tune(self) -> None:
         methods = self.record.get("methods") or {}
@@ -275,6 +282,26 @@ def _claim_finding(
         holm_p=judgement.holm_p,
         left_out=judgement.left_out,
         rests_on=judgement.rests_on,
+    )
+
+
+def _slope_finding(compared: Compared, judgement: Judgement, unit: str) -> ClaimFinding:
+    """The claim of "Learning Rate Matters" on rates and curvature (arXiv 2602.04998)."""
+    word = slope_word(judgement.word)
+    return ClaimFinding(
+        claim="The best rate falls with the curvature",
+        compare="log best rate",
+        against="log curvature",
+        margin=compared.margin,
+        verdict=word,
+        sentence=slope_sentence(judgement, word, compared.difference, unit),
+        difference=compared.difference,
+        expects="falls",
+        mark=judgement.mark,
+        holm_p=judgement.holm_p,
+        left_out=judgement.left_out,
+        rests_on=judgement.rests_on,
+        is_slope=True,
     )
 
 

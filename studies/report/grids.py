@@ -40,6 +40,7 @@ from studies.report.wording import (
     rate,
     record,
     resting,
+    slope_interval,
 )
 
 # Headings that must not break.
@@ -90,7 +91,13 @@ def _claims_text(findings: Findings) -> Text:
             "What counts once is a set of adapters, merged once: its value is the mean over the tasks that "
             "judge it."
         )
-    if done and (findings.claims or spreads):
+    if done and any(claim.is_slope for claim in findings.claims):
+        paragraphs.append(
+            f"A slope is that of the logarithm of the best rate on that of the curvature within a {unit}, "
+            f"over variants, ranks and batches; its interval is a t interval over {unit}s. A word needs "
+            "p ≤ .05 after Holm's adjustment over all claims here."
+        )
+    if done and (spreads or not all(claim.is_slope for claim in findings.claims)):
         paragraphs.append(
             f"A point is a hundredth of the task's metric. Differences are paired over {unit}s, "
             f"{findings.part}s averaged in each {unit} first; intervals are t intervals over {unit}s. Better "
@@ -107,18 +114,21 @@ def _claims_table(findings: Findings) -> Iterator[TableSection]:
             claim.claim,
             claim.mark,
             f"{name_word(claim.verdict, findings.unit)}{resting(claim.rests_on)}",
-            interval(claim.difference),
+            slope_interval(claim.difference) if claim.is_slope else interval(claim.difference),
             p_value(claim.difference.p if claim.difference else None),
             p_value(claim.holm_p),
         )
         for claim in findings.claims
     ]
+    slopes = [claim.is_slope for claim in findings.claims]
+    unit_of_claims = "Points, but for slopes." if any(slopes) else "Points."
     if rows:
         yield TableSection(
             "Claims and marks",
             ("claim", "mark", "word", _DIFFERENCE, "p", "Holm"),
             tuple(rows),
-            "Points. Mark: whether the word is what the claim expects. Holm: p adjusted over these claims. "
+            f"{unit_of_claims} Mark: whether the word is what the claim expects. Holm: p adjusted over these "
+            "claims. "
             f"With fewer than {FEW} {findings.unit}s there is no word.",
         )
 
@@ -338,17 +348,12 @@ def _curvature_table(slopes: CurvatureSlopes) -> TableSection:
     for name, points_of in logs.items():
         value, best = (10 ** fmean(column) for column in zip(*points_of, strict=True))
         rows.append((name, three_digits(value), rate(best), str(len(points_of))))
-    slope = slopes.slope
     best_rates = slopes.edges + sum(map(len, slopes.points.values()))
-    steepness = "none, since no task has three configurations"
-    if slope is not None:
-        ends = "" if slope.low is None else f", 95 % t interval {number(slope.low)} to {number(slope.high)}"
-        steepness = f"{number(slope.mean)}{ends}, {count_noun(slope.tasks, 'task')}"
     note = (
         "Curvature: the largest eigenvalue of the Hessian of the loss of 16 examples in the adapter's own "
         "parameters at its start. Best rate: by a parabola through validation losses, on tasks where no "
-        "training is missing and over rates where none failed. Geometric means over tasks. Slope of log rate "
-        f"on log curvature within tasks: {steepness}; −1 is expected. Left out, since a better one may lie "
+        "training is missing and over rates where none failed. Geometric means over tasks. Left out, since a "
+        "better one may lie "
         f"outside: {slopes.edges} of {count_noun(best_rates, 'best rate')}, the lowest or highest rate tried."
     )
     return TableSection(

@@ -158,6 +158,50 @@ def sentence(judgement: Judgement, a: str, b: str, compared: Compared, unit: str
     )
 
 
+FALLS, RISES = "falls", "rises"
+# By the word of a slope, of what is called the first and the second.
+_SLOPES: Mapping[str, str] = {
+    FALLS: "It does{rests}.",
+    RISES: "It rises with it{rests}.",
+    SAME: "It does not depend on it on any {unit}{rests}.",
+    UNTOLD: "Whether it does cannot be told.",
+    TOO_FEW: "With {units} nothing is said.",
+    ONE: "One {unit} gives no interval.",
+    NO_TASK: "No {unit} has a slope yet, so nothing can be said.",
+}
+
+
+def slope_word(word: str) -> str:
+    """The word for a slope by that of its difference to zero."""
+    if word in (BETTER, LITTLE_BETTER):
+        return RISES
+    return {WORSE: FALLS, LITTLE_WORSE: FALLS, EQUAL: UNTOLD}.get(word, word)
+
+
+def slope_sentence(judgement: Judgement, word: str, slope: Difference | None, unit: str = "task") -> str:
+    """Whether a quantity falls with another, then the slope of their logarithms, of which −1 is expected."""
+    if slope is None:
+        return _SLOPES[word].format(unit=unit)
+    units = count_noun(slope.tasks, unit)
+    text = _SLOPES[word].format(unit=unit, units=units, rests=resting(judgement.rests_on))
+    if slope.low is None or slope.high is None:
+        return f"{text} The slope of the logarithms is {number(slope.mean)} there; −1 is expected."
+    place = "inside" if slope.low <= -1 <= slope.high else "outside"
+    return (
+        f"{text} Mean slope of the logarithms {number(slope.mean)}, 95 % interval {number(slope.low)} to "
+        f"{number(slope.high)}, p {p_value(slope.p)}, by Holm {p_value(judgement.holm_p)}, by sign flips "
+        f"{p_value(slope.sign_flip_p)}; the −1 that is expected lies {place} the interval. Over {units}."
+    )
+
+
+def slope_interval(slope: Difference | None) -> str:
+    """slope −0.21 [−0.35, −0.07], without the interval where there is none."""
+    if slope is None:
+        return NOTHING
+    ends = "" if slope.low is None else f" [{number(slope.low)}, {number(slope.high)}]"
+    return f"slope {number(slope.mean)}{ends}"
+
+
 def name_word(word: str, unit: str) -> str:
     """The word of a judgement where `unit` is what counts once."""
     return word.replace("task", unit) if word in (ONE, TOO_FEW) else word

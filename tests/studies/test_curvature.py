@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from studies.grid import _GridBuilder
 from studies.report.comparing import Results, best_rate, relate_curvature
 from studies.report.findings import Findings
 from studies.report.grids import sections
-from studies.report.page import TableSection
+from studies.report.page import TableSection, Text
 
 RATES = (1e-4, 1e-3, 1e-2)
 
@@ -57,7 +58,11 @@ def test_slopes_are_within_tasks() -> None:
     table = next(part for part in sections(Findings(study, _rows())) if part.title == "Rates and curvature")
     assert isinstance(table, TableSection)
     assert [row[1] for row in table.rows] == ["10", "20", "40"]
-    assert "within tasks: −0.75, 95 % t interval −3.93 to 2.43, 2 tasks; −1 is expected." in table.note
+    claims = next(part for part in sections(Findings(study, _rows())) if part.title == "Claims and marks")
+    assert isinstance(claims, TableSection)
+    falls = "The best rate falls with the curvature"
+    assert claims.rows == ((falls, "open", "too few tasks", "slope −0.75 [−3.93, 2.43]", ".2", ".2"),)
+    assert claims.note.startswith("Points, but for slopes.")
     assert "Left out, since a better one may lie outside: 0 of 6 best rates," in table.note
 
 
@@ -90,7 +95,8 @@ def test_best_rates_at_an_end_of_those_tried_are_left_out_of_slopes_and_counted(
     assert (found.slope, found.edges) == (None, 1)
     table = next(part for part in sections(Findings(study, few)) if part.title == "Rates and curvature")
     assert isinstance(table, TableSection)
-    assert "within tasks: none, since no task has three configurations;" in table.note
+    (claim,) = Findings(study, few).claims
+    assert claim.sentence == "No task has a slope yet, so nothing can be said."
     assert relate_curvature(Results([{**row, "detail": {}} for row in few]), {}) is None
 
 
@@ -142,3 +148,67 @@ def test_curvature_is_measured_once_for_all_rates() -> None:
     builder = _GridBuilder(study, {"a": task}, {}, {"name": "org/base"})  # type: ignore[dict-item]
     keys = [step.key for cell in builder.cells() for step in cell.about if step.kind == "curvature"]
     assert (len(keys), len(set(keys))) == (7, 2)
+
+
+def _with_slopes(powers: list[float]) -> dict[str, object]:
+    """A study and its cells, with a task for each power of the curvature by which its best rates go."""
+    rows = [
+        {**row, "task": f"t{number}", "settings": {"rank": rank, "learning_rate": rate}, "detail": detail}
+        for number, power in enumerate(powers)
+        for rank in (1, 2, 4)
+        for row in _rows()[:1]
+        for rate, loss in _losses((2e-3 if power < 0 else 8e-4) * rank**power).items()
+        for detail in [{"curvature": 10.0 * rank, "valid_loss": loss}]
+    ]
+    return {"study": {"study": {"report": {"figures": ["curvature"]}}}, "cells": rows}
+
+
+@pytest.mark.parametrize(
+    ("powers", "word", "mark", "text"),
+    [
+        (
+            [-1.0 - n / 50 for n in range(8)],
+            "falls",
+            "confirmed",
+            "It does. Mean slope of the logarithms −1.07,",
+        ),
+        ([-0.3 - n / 50 for n in range(8)], "falls", "confirmed", "the −1 that is expected lies outside"),
+        ([-1.1, *[-0.9, -1.1] * 4], "falls", "confirmed", "the −1 that is expected lies inside the interval"),
+        ([0.5 + n / 50 for n in range(8)], "rises", "contradicted", "It rises with it. Mean slope"),
+        ([-0.5, 0.5] * 4, "cannot be told", "open", "Whether it does cannot be told. Mean slope"),
+        ([-1.0, -0.9], "too few tasks", "open", "With 2 tasks nothing is said. Mean slope"),
+        (
+            [-1.0],
+            "one task",
+            "open",
+            "One task gives no interval. The slope of the logarithms is −1.00 there;",
+        ),
+    ],
+)
+def test_whether_rates_fall_with_curvature_is_a_claim(
+    powers: list[float], word: str, mark: str, text: str
+) -> None:
+    findings = Findings(**_with_slopes(powers))  # type: ignore[arg-type]
+    (claim,) = findings.claims
+    assert (claim.verdict, claim.mark) == (word, mark)
+    assert text in claim.sentence
+    page_text = sections(findings)[0]
+    assert isinstance(page_text, Text)
+    assert page_text.paragraphs[0].startswith(
+        f"{mark.capitalize()}: “The best rate falls with the curvature” — "
+    )
+    assert not any("A point is" in paragraph for paragraph in page_text.paragraphs)
+    json.dumps(findings.summary(), allow_nan=False)
+
+
+def test_the_slope_is_in_the_family_of_the_claims_of_its_study() -> None:
+    document = _with_slopes([-1.0, -0.8, -0.6, -0.4, -0.2, 0.0, 0.2, -0.9])
+    alone = Findings(**document).claims[-1]  # type: ignore[arg-type]
+    claim = {"claim": "c", "compare": "no", "with": "such"}
+    document["study"]["study"]["report"]["claims"] = [claim] * 2  # type: ignore[index]
+    *others, slope = Findings(**document).claims  # type: ignore[arg-type]
+    assert [claim.verdict for claim in others] == ["nothing to compare"] * 2
+    assert alone.difference is not None
+    assert alone.holm_p == alone.difference.p
+    assert alone.holm_p is not None
+    assert slope.holm_p == pytest.approx(3 * alone.holm_p)
