@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 # A cell of digits, signs and brackets, perhaps with a remark; a column of these is aligned to the right.
-_NUMBER = re.compile(r"[+−-]?\d[\d\s.,%+−±/\[\]-]*(e-?\d+|of \d+)?( \(.*\))?")
+_NUMBER = re.compile(r"(below )?[+−-]?\.?\d[\d\s.,%+−±/\[\]-]*(e-?\d+|of \d+)?( \(.*\))?")
 _EMPTY = {"", "—", "failed", "missing"}
 # Controls, marks of reading direction and the like, halves of pairs, line and paragraph separators.
 _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}

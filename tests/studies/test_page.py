@@ -108,14 +108,14 @@ def test_two_makings_give_the_same_bytes() -> None:
 
 def test_columns_of_numbers_are_to_the_right_and_rows_have_headings() -> None:
     rows = (
-        ("1", "81.0 ± 1.2", "7 of 8", "24 done", "failed"),
-        ("2", "—", "8", "23 done, 1 failed", "41.0 (1 failed)"),
+        ("1", "81.0 ± 1.2", "7 of 8", "24 done", "failed", ".19", "below .001"),
+        ("2", "—", "8", "23 done, 1 failed", "41.0 (1 failed)", "—", ".025"),
     )
-    page = html("T", [TableSection("t", ("a", "b", "c", "d", "e"), rows)])
+    page = html("T", [TableSection("t", ("a", "b", "c", "d", "e", "p", "Holm"), rows)])
     cells = [attributes.get("class") for tag, attributes in Tags(page).tags if tag == "td"]
-    assert cells == ["n", "n", None, "n"] * 2
+    assert cells == ["n", "n", None, "n", "n", "n"] * 2
     assert page.count('<th scope="row">') == 2
-    assert page.count('scope="col"') == 5
+    assert page.count('scope="col"') == 7
 
 
 def test_a_long_name_in_a_head_breaks_after_an_underscore_and_is_still_escaped() -> None:
