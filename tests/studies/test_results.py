@@ -30,7 +30,7 @@ STUDIES = [folder for folder in RESULTS if folder.name != published.NAME]
 def test_a_report_is_what_its_results_say(folder: Path) -> None:
     files = study_pages.report_files(folder)
     assert files[MARKDOWN] == (folder / MARKDOWN).read_text("utf-8"), ANEW
-    pictures = sorted(f"{PICTURES}/{path.name}" for path in (folder / PICTURES).iterdir())
+    pictures = sorted(f"{PICTURES}/{path.name}" for path in (folder / PICTURES).glob("*"))
     assert sorted(files.keys() - {MARKDOWN}) == pictures, ANEW
 
 
