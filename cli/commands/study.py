@@ -125,9 +125,9 @@ def list_(app: App, /) -> None:
 
 
 def _render_plan(plan: loradex.StudyPlan) -> str:
-    kinds = ", ".join(f"{kind} {count}" for kind, count in plan.kinds.items())
     from catalog.pictures import count_noun
 
+    kinds = ", ".join(f"{kind} {count}" for kind, count in plan.kinds.items())
     cells, steps = count_noun(plan.cells, "cell"), count_noun(plan.steps, "step")
     head = f"{cells} of {steps}, {plan.done:,} of them done: {kinds}"
     return "\n".join([head, *plan.sentences()])

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 from catalog.errors import EvaluationError, UsageError
 from merging.evaluation.generation import generate_together
 from merging.evaluation.questions import Questions, TooLong, ask
-from merging.evaluation.scores import Measured, judge_texts, new_tokens, normalise_lengths, text_metric
-from merging.evaluation.scoring import (
-    Likelihoods,
-    answer_margins,
-    likelihoods,
-    mean_loss,
-    open_answers,
-    right_answers,
-    targets_only,
+from merging.evaluation.scores import (
+    Measured,
+    answered_prompts,
+    judge_choices,
+    judge_texts,
+    new_tokens,
+    normalise_lengths,
+    text_metric,
 )
+from merging.evaluation.scoring import Likelihoods, likelihoods, mean_loss
 from merging.members import MergeMember
 from merging.model import OWN, Example, LoadedBase, Prompt, Protocol, Task
 
@@ -55,18 +55,13 @@ def measure_ensemble(
     chooses = text_metric(task, protocol) is None
     if not chooses:
         _refuse_apart(members)
-    prompts = asked.prompts if chooses else targets_only(asked.prompts)
-    if chooses and protocol.answers != "likelihood":
-        prompts = open_answers(prompts)
+    prompts = answered_prompts(task, asked)
     values = [_member_likelihoods(base, member, task, prompts) for member in members]
     loss = mean_loss(prompts, _mean_logs(values))
-    right: Sequence[bool] = ()
-    margins: list[float] = []
+    margins: Sequence[float] = ()
     if chooses:
-        shares = [_shares(row) for row in (normalise_lengths(prompts, row, asked) for row in values)]
-        means = _mean_logs(shares)
-        right, margins = right_answers(prompts, means), answer_margins(prompts, means)
-        value = sum(right) / len(right)
+        shares = [_shares(normalise_lengths(prompts, row, asked)) for row in values]
+        value, right, margins = judge_choices(prompts, _mean_logs(shares))
     else:
         value, right = judge_texts(task, asked, _generate(base, members, task, asked))
     return Measured(value, loss, len(prompts), asked.left_out, tuple(right), tuple(margins))

@@ -206,23 +206,35 @@ def new_tokens(task: Task, protocol: Protocol) -> int:
 
 
 def _measure(base: LoadedBase, task: Task, question_set: Questions) -> Measured:
-    prompts, protocol = question_set.prompts, question_set.protocol
-    right: Sequence[bool] = ()
-    margins: list[float] = []
-    if text_metric(task, protocol) is None:
-        answered = open_answers(prompts) if protocol.answers != "likelihood" else prompts
-        answers = likelihoods(base, answered)
-        loss = mean_loss(answered, answers)
-        compared = normalise_lengths(answered, answers, question_set)
-        right, margins = right_answers(answered, compared), answer_margins(answered, compared)
-        value = sum(right) / len(right)
+    prompts = answered_prompts(task, question_set)
+    answers = likelihoods(base, prompts)
+    loss = mean_loss(prompts, answers)
+    margins: Sequence[float] = ()
+    if text_metric(task, question_set.protocol) is None:
+        compared = normalise_lengths(prompts, answers, question_set)
+        value, right, margins = judge_choices(prompts, compared)
     else:
-        alone = targets_only(prompts)
-        loss = mean_loss(alone, likelihoods(base, alone))
-        value, right = judge_texts(task, question_set, generate(base, prompts, most=task.max_new_tokens))
+        texts = generate(base, question_set.prompts, most=task.max_new_tokens)
+        value, right = judge_texts(task, question_set, texts)
     if not math.isfinite(loss) or any(map(math.isnan, margins)):
         raise EvaluationError(f"The output of the model on {task.name} is not finite; its weights overflow.")
     return Measured(value, loss, len(prompts), question_set.left_out, tuple(right), tuple(margins))
+
+
+def answered_prompts(task: Task, question_set: Questions) -> Sequence[Prompt]:
+    """The prompts with the answers whose likelihoods are needed: the choices, or the targets of texts."""
+    prompts, protocol = question_set.prompts, question_set.protocol
+    if text_metric(task, protocol) is not None:
+        return targets_only(prompts)
+    return prompts if protocol.answers == "likelihood" else open_answers(prompts)
+
+
+def judge_choices(
+    prompts: Sequence[Prompt], answers: Sequence[Likelihoods]
+) -> tuple[float, Sequence[bool], Sequence[float]]:
+    """The accuracy of the most likely choices, whether each is right, and the margins in nats."""
+    right = right_answers(prompts, answers)
+    return sum(right) / len(right), right, answer_margins(prompts, answers)
 
 
 def judge_texts(task: Task, question_set: Questions, texts: Sequence[str]) -> tuple[float, Sequence[bool]]:

@@ -120,16 +120,15 @@ def _claims_table(findings: Findings) -> Iterator[TableSection]:
         )
         for claim in findings.claims
     ]
-    slopes = [claim.is_slope for claim in findings.claims]
-    unit_of_claims = "Points, but for slopes." if any(slopes) else "Points."
+    has_slope = any(claim.is_slope for claim in findings.claims)
+    unit = "Points, but for slopes" if has_slope else "Points"
     if rows:
         yield TableSection(
             "Claims and marks",
             ("claim", "mark", "word", _DIFFERENCE, "p", "Holm"),
             tuple(rows),
-            f"{unit_of_claims} Mark: whether the word is what the claim expects. Holm: p adjusted over these "
-            "claims. "
-            f"With fewer than {FEW} {findings.unit}s there is no word.",
+            f"{unit}. Mark: whether the word is what the claim expects. Holm: p adjusted over these "
+            f"claims. With fewer than {FEW} {findings.unit}s there is no word.",
         )
 
 
@@ -353,8 +352,8 @@ def _curvature_table(slopes: CurvatureSlopes) -> TableSection:
         "Curvature: the largest eigenvalue of the Hessian of the loss of 16 examples in the adapter's own "
         "parameters at its start. Best rate: by a parabola through validation losses, on tasks where no "
         "training is missing and over rates where none failed. Geometric means over tasks. Left out, since a "
-        "better one may lie "
-        f"outside: {slopes.edges} of {count_noun(best_rates, 'best rate')}, the lowest or highest rate tried."
+        f"better one may lie outside: {slopes.edges} of {count_noun(best_rates, 'best rate')}, the lowest or "
+        "highest rate tried."
     )
     return TableSection(
         "Rates and curvature", ("method", "curvature", "best rate", "tasks"), tuple(rows), note

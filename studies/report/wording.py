@@ -159,7 +159,7 @@ def sentence(judgement: Judgement, a: str, b: str, compared: Compared, unit: str
 
 
 FALLS, RISES = "falls", "rises"
-# By the word of a slope, of what is called the first and the second.
+# By the word of a slope; the claim before it says what falls with what.
 _SLOPES: Mapping[str, str] = {
     FALLS: "It does{rests}.",
     RISES: "It rises with it{rests}.",

@@ -8,16 +8,14 @@ thread of the processor, or of the clock on a GPU; the ways take turns and ratio
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tools.bench.live import ONE_THREAD, SMALL, llama, say
+from tools.bench.live import SMALL, llama, run_with_one_thread, say
 
 COUNT, MOST = 24, 30
 # Tokens that the questions share, and their own: as in snips, as in arc_easy, and with five examples.
@@ -31,14 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(argv)
-    if "OMP_NUM_THREADS" not in os.environ:
-        command = [
-            sys.executable,
-            "-m",
-            "tools.bench.generation",
-            *(argv if argv is not None else sys.argv[1:]),
-        ]
-        return subprocess.run(command, env=os.environ | ONE_THREAD, check=False).returncode
+    if (status := run_with_one_thread("generation", argv)) is not None:
+        return status
     base = random_base(options.layers, options.device)
     for shared, own in CASES:
         compare(base, shared, own, options.rounds)

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,8 +22,8 @@ from typing import Any
 import loradex
 from loradex.harness import guard_harness
 from merging.model import read_task
+from tools.bench.live import run_with_one_thread
 
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 METRICS = ("acc", "acc_norm")
 
 
@@ -38,9 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=20, help="documents of each task")
     parser.add_argument("--batch", type=int, default=8, help="of the harness's model class")
     options = parser.parse_args(argv)
-    if "OMP_NUM_THREADS" not in os.environ:
-        command = [sys.executable, "-m", "tools.bench.harness", *(argv if argv is not None else sys.argv[1:])]
-        return subprocess.run(command, env=os.environ | ONE_THREAD, check=False).returncode
+    if (status := run_with_one_thread("harness", argv)) is not None:
+        return status
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as place:
         names = [write_yaml(Path(task), Path(place)) for task in options.tasks]

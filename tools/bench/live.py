@@ -45,9 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--large-layers", type=int, default=4, help="layers in Llama-3.1-8B's shapes, on a GPU"
     )
     options = parser.parse_args(argv)
-    if "OMP_NUM_THREADS" not in os.environ:
-        command = [sys.executable, "-m", "tools.bench.live", *(argv if argv is not None else sys.argv[1:])]
-        return subprocess.run(command, env=os.environ | ONE_THREAD, check=False).returncode
+    if (status := run_with_one_thread("live", argv)) is not None:
+        return status
     with tempfile.TemporaryDirectory() as place:
         small(Path(place), options.layers, options.rounds)
         if torch.cuda.is_available():
@@ -55,6 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             say("Llama-3.1-8B's shapes", "not measured: there is no CUDA device")
     return 0
+
+
+def run_with_one_thread(name: str, argv: Sequence[str] | None) -> int | None:
+    """The exit status of this benchmark in a child that has one thread; None in that child."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return None
+    command = [sys.executable, "-m", f"tools.bench.{name}", *(sys.argv[1:] if argv is None else argv)]
+    return subprocess.run(command, env=os.environ | ONE_THREAD, check=False).returncode
 
 
 def small(place: Path, layers: int, rounds: int) -> None:

@@ -8,17 +8,15 @@ processor; the ways take turns and ratios are medians over rounds.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from tools.bench.generation import random_base
-from tools.bench.live import ONE_THREAD, say
+from tools.bench.live import run_with_one_thread, say
 
 COUNT = 50
 # Tokens that the questions share, and their own: as in cola, ag_news and rte.
@@ -33,9 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, default=4, help="layers of the model, 30 for all")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(argv)
-    if "OMP_NUM_THREADS" not in os.environ:
-        command = [sys.executable, "-m", "tools.bench.reading", *(argv if argv is not None else sys.argv[1:])]
-        return subprocess.run(command, env=os.environ | ONE_THREAD, check=False).returncode
+    if (status := run_with_one_thread("reading", argv)) is not None:
+        return status
     from merging.model.products import quicken_layers
 
     base = random_base(options.layers, "cpu")
