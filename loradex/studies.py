@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from studies.file import StudyFile
     from studies.grid import Grid
     from studies.run import Executor
+    from studies.store import Step
 
 _MOST_PROCESSES = 10_000
 
@@ -37,6 +38,15 @@ class StudyRow:
 
 
 @dataclass(frozen=True)
+class SmallPool:
+    """A pool of `k` members on a task for which only so many adapters (`members`) are left."""
+
+    task: str
+    k: int
+    members: int
+
+
+@dataclass(frozen=True)
 class StudyPlan:
     """What a study has to do: its cells, its steps by kind, and how many steps are done.
 
@@ -44,7 +54,8 @@ class StudyPlan:
     same kind that were done here. `seconds_elsewhere` is that of kinds which only the log has, by `logged`
     steps of it; their run may have been on another machine. Steps of kinds not done yet are counted in
     `unmeasured`. `power` says what the study can tell, then what cheaper cuts of it could. `price` says what
-    is left on the machine of a doctor report, and `base` is the base model that the study asks.
+    is left on the machine of a doctor report, and `base` is the base model that the study asks. `small_pools`
+    has the tasks' pools that will have fewer members than they ask for, since no more adapters are left.
     """
 
     cells: int
@@ -59,11 +70,12 @@ class StudyPlan:
     seconds_elsewhere: float = 0.0
     logged: int = 0
     base: str = ""
+    small_pools: tuple[SmallPool, ...] = ()
 
     def sentences(self) -> list[str]:
-        """How long the rest will take here or there, and what the study and its cuts can tell."""
+        """How long the rest will take, what the study and its cuts can tell, and which pools are small."""
         cost = _cost_sentences(self) if self.price is None else _price_sentences(self.price, self.base)
-        return [*cost, *map(_power_sentence, self.power)]
+        return [*cost, *map(_power_sentence, self.power), *_small_pool_sentences(self.small_pools)]
 
 
 @dataclass(frozen=True)
@@ -282,7 +294,28 @@ def _make_plan(file: StudyFile, grid: Grid, *, doctor: Path | None = None) -> St
         seconds_elsewhere=round(cost.seconds_elsewhere, 1),
         logged=cost.logged,
         base=file.study.base,
+        small_pools=tuple(_small_pools(steps)),
     )
+
+
+def _small_pools(steps: Sequence[Step]) -> Iterator[SmallPool]:
+    from studies.design import eligible
+
+    for params in (step.params for step in steps if step.kind == "pool" and step.params["by"] != "all"):
+        members = len(eligible(params))
+        if members < params["k"]:
+            yield SmallPool(params["task"]["name"], params["k"], members)
+
+
+def _small_pool_sentences(pools: Sequence[SmallPool]) -> Iterator[str]:
+    from catalog.pictures import count_noun
+
+    for k in sorted({pool.k for pool in pools}):
+        sizes = [pool.members for pool in pools if pool.k == k]
+        least, most = min(sizes), max(sizes)
+        some = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        tasks = count_noun(len({pool.task for pool in pools if pool.k == k}), "task")
+        yield f"pools of {k:,} have {some} members on {tasks}, since no more adapters are left for them"
 
 
 def _cost_sentences(plan: StudyPlan) -> Iterator[str]:

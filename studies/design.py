@@ -304,6 +304,13 @@ def pools_of(study: Study, method: Method) -> tuple[str | None, ...]:
     return tuple(study.pools) if names is None else tuple(names)
 
 
+def eligible(params: Mapping[str, Any]) -> list[str]:
+    """The names of the adapters that may be members, by the parameters of the step that chooses a pool."""
+    task, own = params["task"]["name"], params["own"]
+    alone, kept = own == "only", own in ("first", "allow")
+    return [row["name"] for row in params["adapters"] if kept or (row["trained_on"] == task) == alone]
+
+
 def all_labels(study: Study) -> Iterator[str]:
     """The label of every row of the grid, in its order."""
     for name, method in study.methods.items():

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from catalog.errors import ConfigError, EvaluationError
+from studies.design import eligible
 from studies.store import Place
 
 if TYPE_CHECKING:
@@ -147,15 +148,10 @@ def gradient(job: Job) -> dict[str, Any]:
 def pool(job: Job) -> dict[str, Any]:
     """The members of a pool, best first; those of equal worth by name."""
     params, task = job.params, job.params["task"]["name"]
-    names = [adapter["name"] for adapter in params["adapters"]]
     own = {adapter["name"] for adapter in params["adapters"] if adapter["trained_on"] == task}
-    worth = _WORTH[params["by"]](job, names)
-    order = sorted(names, key=lambda name: ([-value for value in worth[name]], name))
-    if params["own"] == "leave out":
-        order = [name for name in order if name not in own]
-    elif params["own"] == "only":
-        order = [name for name in order if name in own]
-    elif params["own"] == "first":
+    worth = _WORTH[params["by"]](job, [adapter["name"] for adapter in params["adapters"]])
+    order = sorted(eligible(params), key=lambda name: ([-value for value in worth[name]], name))
+    if params["own"] == "first":
         order.sort(key=lambda name: name not in own)
     members = order[: params["k"]]
     if not members:

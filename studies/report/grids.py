@@ -435,16 +435,24 @@ def _size(findings: Findings) -> str:
     parameters = _parameters(name)
     model, tasks = _a_model(parameters), _some_tasks(examples)
     text = f"{model} and {tasks}"
-    begun = len(_tasks_with_results(findings, findings.grid))
-    some = f"{begun:,} of " if begun < len(findings.grid.tasks) else ""
+    seeds = (
+        _begun_of(findings, findings.results, "set")
+        if findings.sets
+        else count_noun(len(findings.grid.seeds), "seed")
+    )
     complete = (
-        f"{some}{count_noun(len(findings.grid.tasks), 'task')}{_each(examples)}, "
-        f"{count_noun(len(findings.grid.seeds), 'set' if findings.sets else 'seed')}, "
+        f"{_begun_of(findings, findings.grid, 'task')}{_each(examples)}, {seeds}, "
         f"{count_noun(len(adapters), 'adapter') + ', ' if adapters else ''}base model {name}: {text}."
     )
     if "small" in text:
         complete += " What holds here need not hold for larger ones."
     return complete
+
+
+def _begun_of(findings: Findings, results: Results, noun: str) -> str:
+    """How many of the tasks or sets have a result: "9 of 20 sets", or "20 sets" for all."""
+    begun, whole = len(_tasks_with_results(findings, results)), len(results.tasks)
+    return (f"{begun:,} of " if begun < whole else "") + count_noun(whole, noun)
 
 
 def _each(examples: Sequence[int]) -> str:

@@ -11,6 +11,7 @@ import pytest
 import loradex
 from catalog.errors import NotFoundError, UsageError
 from loradex import StudyPlan
+from loradex.studies import SmallPool
 from studies.pricing import LOCAL_MODEL, StudyPrice
 from tests.studies.small import TEXT, make_world
 
@@ -90,10 +91,31 @@ def test_a_study_is_counted_run_and_reported(file: Path, tmp_path: Path) -> None
             StudyPlan(9, 9, 9, {}, price=StudyPrice("A card", "small", {}, {}), base="large"),
             ["no step is left that is priced by a doctor report"],
         ),
+        (
+            StudyPlan(
+                9, 9, 9, {}, small_pools=(SmallPool("a", 3, 1), SmallPool("b", 3, 2), SmallPool("b", 20, 2))
+            ),
+            [
+                "pools of 3 have 1 to 2 members on 2 tasks, since no more adapters are left for them",
+                "pools of 20 have 2 members on 1 task, since no more adapters are left for them",
+            ],
+        ),
     ],
 )
 def test_a_plan_says_what_time_it_takes_or_how_to_know(plan: StudyPlan, sentences: list[str]) -> None:
     assert plan.sentences() == sentences
+
+
+def test_a_plan_says_which_pools_will_be_smaller_than_their_k(tmp_path: Path) -> None:
+    path = make_world(tmp_path / "world")
+    path.write_text(path.read_text().replace("{by: random, k: 2}", "{by: random, k: 4}"))
+    plan = loradex.StudyRequest(path, tmp_path / "out").plan()
+    # One of the four adapters was trained on this task and is left out, with either seed.
+    assert plan.small_pools == (SmallPool("thirds", 4, 3),) * 2
+    sentence = "pools of 4 have 3 members on 1 task, since no more adapters are left for them"
+    assert plan.sentences()[-1] == sentence
+    path.write_text(path.read_text().replace("{by: random, k: 4}", "{by: all, k: 4}"))
+    assert loradex.StudyRequest(path, tmp_path / "out").plan().small_pools == ()
 
 
 def test_folders_may_be_texts(file: Path, tmp_path: Path) -> None:

@@ -277,6 +277,11 @@ def test_the_report_of_sets_counts_sets_and_tasks_as_they_are() -> None:
     assert (run["tasks"], run["sets"]) == ("8 tasks", "10 sets")
     assert [row[3] for row in sections["The tasks"].rows] == ["50"] * 8  # type: ignore[union-attr]
     assert "Set by set" in sections
+    # The base, which all sets share, begins none of them.
+    begun = [cell for cell in cells if cell["method"] == "base" or cell["seed"] < 4]
+    begun += [cell | {"status": "missing", "score": None} for cell in cells if cell not in begun]
+    size = {section.title: section for section in sections_of(Findings(facts, begun))}["How large this is"]
+    assert ", 4 of 10 sets, " in size.paragraphs[0]  # type: ignore[union-attr]
     document = findings.summary()
     assert {row["seeds"] for row in document["rows"]} == {1}
     assert document["examples"] == dict.fromkeys(document["examples"], 50)
