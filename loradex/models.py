@@ -324,7 +324,8 @@ def adapt(
     """One adapter out of many, by how much of each a task's examples want.
 
     Args:
-        members: As for `merge`; may be empty where `target` is given.
+        members: As for `merge`; may be empty where `target` is given. A method that takes the target alone
+            leaves them out, which is in the `notes` of the result.
         base: As for `load_base`, or what that returned.
         task: A task, or its folder.
         out: The folder to write. It appears complete or not at all; None writes nothing.
@@ -410,7 +411,12 @@ def adapt(
             with _apply(adaptation, model, written.folder):
                 score = measure(model, loaded_task, examples, too_long, asked_by)
             written = dataclasses.replace(written, split=split, score=score)
-        return dataclasses.replace(written, notes=_report_notes(report, prompt_notes(adaptation.record)))
+        notes = prompt_notes(adaptation.record)
+        if row.alone and opened:
+            notes.append(
+                f"{row.name} takes the target adapter alone: {count_noun(len(opened), 'member')} left out."
+            )
+        return dataclasses.replace(written, notes=_report_notes(report, notes))
 
 
 class TaskScores(Rows["TaskScore"]):

@@ -87,6 +87,19 @@ def test_members_are_adapted_to_a_task(
         loradex.adapt(adapters, base, task, out=tmp_path / "new", samples=20, control="random-each")
 
 
+def test_members_that_a_method_leaves_out_are_in_the_notes(
+    base: LoadedBase, task: Path, adapters: list[Path], tmp_path: Path
+) -> None:
+    settings: Any = {"samples": 20, "steps": 1, "target": adapters[0]}
+    report = loradex.adapt(
+        adapters[1:], base, task, method="target-rescaled", out=tmp_path / "one", **settings
+    )
+    assert report.notes == ("target-rescaled takes the target adapter alone: 1 member left out.",)
+    assert [member["name"] for member in report.record["members"]] == ["a0"]
+    report = loradex.adapt([], base, task, method="target-rescaled", out=tmp_path / "none", **settings)
+    assert report.notes == ()
+
+
 def test_an_adapter_that_does_not_fit_is_a_failure_beside_the_scores(
     base: LoadedBase, task: Path, adapters: list[Path]
 ) -> None:
