@@ -364,6 +364,7 @@ def adapt(
         >>> report.record["valid_loss"] <= report.record["valid_before"]
         True
     """
+    from catalog.pictures import count_noun
     from merging.evaluation import measure
     from merging.learning import ADAPT_RECORD, find_adaptive
     from merging.learning import adapt as learn
@@ -466,6 +467,7 @@ def evaluate(
     shots: int | None = None,
     items: int | None = None,
     without_base: bool = False,
+    ensemble: str | None = None,
     out: str | Path | None = None,
     log: str | Path | None = None,
     too_long: TooLong = "error",
@@ -477,7 +479,7 @@ def evaluate(
     catalog: Catalog | Settings | None = None,
     progress: ProgressOption = False,
 ) -> TaskScores:
-    """The scores of a base model, of adapters and of the members of a pool on tasks, each alone.
+    """The scores of a base model, of adapters and of the members of a pool on tasks, each alone and together.
 
     Accuracy takes the choice of the highest likelihood, exact match the greedy answer.
 
@@ -496,6 +498,9 @@ def evaluate(
         items: Ask only so many items of each task, those that tell most by the answers of the adapters that
             the scores in `catalog` have, and predict the score on all of them (`placements` of the result).
         without_base: Leave out the base model alone.
+        ensemble: Also score the ensemble of all these adapters, under this name: the mean of the
+            probabilities that they give to each choice, or to each next token of a text. Nothing is merged;
+            it costs as much as all of them, and shows what a merge of them loses.
         out: The file scores.json to write.
         log: A file with one line a score, written as it is measured; a call that was stopped continues from
             it.
@@ -541,6 +546,8 @@ def evaluate(
     ):
         loaded_tasks = _load_tasks(sources, folder, shots)
         names = [member.name for member in (*opened, *alone)]
+        if ensemble is not None:
+            _check_ensemble(ensemble, names)
         choices = (
             {}
             if items is None
@@ -565,6 +572,7 @@ def evaluate(
             seed=seed,
             log=None if log is None else Path(log),
             with_base=not without_base,
+            ensemble=ensemble or "",
             too_long=too_long,
             protocol=asked_by,
             progress=ProgressStep(report, "scoring").working,
@@ -769,6 +777,16 @@ def _apply(adaptation: Adaptation | Continuation, base: LoadedBase, folder: Path
     written = None if folder is None else load_member(folder, peft_layers=True)
     with adaptation.apply() if written is None else apply_member(base.model, written):
         yield
+
+
+def _check_ensemble(name: str, members: Sequence[str]) -> None:
+    """Raises UsageError for a name that does not tell the ensemble from what it is compared with."""
+    from merging.evaluation import BASE
+
+    if not members:
+        raise UsageError("An ensemble requires adapters; give `adapters` or a `pool`.")
+    if not name.strip() or name in (BASE, *members):
+        raise UsageError(f"An ensemble requires a name of its own, which {name!r} is not; give another.")
 
 
 def _load_adapters(folders: Sequence[str | Path]) -> list[MergeMember]:

@@ -60,6 +60,7 @@ class EvaluateOptions(AskingOptions):
     folder: Path | None
     pool: str | None
     without_base: bool
+    ensemble: str | None
     split: Literal["train", "valid", "test"]
     limit: int | None
     seed: int
@@ -85,6 +86,7 @@ class EvaluateOptions(AskingOptions):
 @option("--adapter", "adapters", metavar="DIR", multiple=True, help="An adapter in a folder.")
 @option("--pool", metavar="POOL", help="Every member of a pool.")
 @option("--without-base", is_flag=True, help="Leave out the base model alone.")
+@option("--ensemble", metavar="NAME", help="Score their mean probabilities too, as NAME.")
 @option(
     "--split",
     group=SCORING,
@@ -141,7 +143,7 @@ def evaluate(
     adapters: tuple[str, ...],
     **options: Unpack[EvaluateOptions],
 ) -> None:
-    """Score the base model, adapters in folders and the members of a pool on tasks, each alone.
+    """Score the base model, adapters in folders and the members of a pool on tasks, each alone and together.
 
     Accuracy takes the choice of the highest likelihood, exact match the greedy answer. harness:NAME is a task
     of lm-evaluation-harness, scored by its rules on its own split. Adapters that cannot be put on the base

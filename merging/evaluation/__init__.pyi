@@ -1,10 +1,11 @@
 from . import scores
 from .ensembles import measure_ensemble
 from .generation import MOST_NEW_TOKENS, end_tokens, generate
+from .measurement import Measured, measure, score_metric
 from .metrics import compare_texts, word_f1
 from .questions import Questions, TooLong, ask, prompt_date, unusual
 from .requests import HarnessModel
-from .scores import BASE, Measured, Sampler, ScoreRound, TaskScore, item_round, measure, score_metric
+from .scores import BASE, Sampler, ScoreRound, TaskScore, item_round
 from .scoring import (
     candidate_likelihoods,
     entropies,

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from catalog.errors import EvaluationError, UsageError
 from merging.evaluation.generation import generate_together
-from merging.evaluation.questions import Questions, TooLong, ask
-from merging.evaluation.scores import (
+from merging.evaluation.measurement import (
     Measured,
     answered_prompts,
     judge_choices,
@@ -23,6 +22,7 @@ from merging.evaluation.scores import (
     normalise_lengths,
     text_metric,
 )
+from merging.evaluation.questions import Questions, TooLong, ask
 from merging.evaluation.scoring import Likelihoods, likelihoods, mean_loss
 from merging.members import MergeMember
 from merging.model import OWN, Example, LoadedBase, Prompt, Protocol, Task
@@ -49,10 +49,17 @@ def measure_ensemble(
     PEFT alone can apply), MergeError for a member that does not match the base model, and the errors of
     `ask`.
     """
+    asked = ask(base, task, questions, too_long, protocol, new_tokens(task, protocol))
+    return measure_ensemble_asked(base, members, task, asked)
+
+
+def measure_ensemble_asked(
+    base: LoadedBase, members: Sequence[MergeMember], task: Task, asked: Questions
+) -> Measured:
+    """As `measure_ensemble`, on examples that are prompts already."""
     if not members:
         raise UsageError("An ensemble requires at least one member; give adapters.")
-    asked = ask(base, task, questions, too_long, protocol, new_tokens(task, protocol))
-    chooses = text_metric(task, protocol) is None
+    chooses = text_metric(task, asked.protocol) is None
     if not chooses:
         _refuse_apart(members)
     prompts = answered_prompts(task, asked)

@@ -14,7 +14,7 @@ import json
 import math
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,6 @@ from catalog.errors import (
 )
 from catalog.scores import (
     MOST_ITEMS,
-    TASK_METRICS,
     item_hash,
     list_sha,
     pack_bitmap,
@@ -43,27 +42,28 @@ from catalog.scores import (
     score_problem,
     to_text,
 )
-from merging.evaluation.generation import generate
-from merging.evaluation.metrics import compare_texts
+from merging.evaluation.ensembles import measure_ensemble_asked
+from merging.evaluation.measurement import (
+    Measured,
+    measure,
+    measure_asked,
+    new_tokens,
+    score_metric,
+    without_defaults,
+)
 from merging.evaluation.questions import Questions, TooLong, ask, prompt_date, reads_plainly
 from merging.evaluation.scoring import (
-    Likelihoods,
-    answer_margins,
     likelihoods,
     mean_loss,
-    open_answers,
-    right_answers,
     targets_only,
 )
 from merging.evaluation.trees import pack_prompts, tree_of
 from merging.members import MergeMember, digest_of
 from merging.model import (
     BUDGET,
-    METRICS,
     OWN,
     Example,
     LoadedBase,
-    Prompt,
     Protocol,
     Split,
     Task,
@@ -84,26 +84,6 @@ _UNFIT = (MergeError, WeightsError, ConfigError, EvaluationError, HubAccessError
 # The beginning of every line of a log.
 _LINE = '{"adapter": '
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """A score on n examples: `value` by the task's metric, from 0 to 1, and the mean over examples of the
-    right answer's loss a token, in nats. `left_out` examples were too long for the model. `outcomes` says of
-    each example whether its answer was right, and `margins`, of a task with choices, by how much the best
-    other choice was more likely than the right one (nats).
-    """
-
-    value: float
-    loss: float
-    n: int
-    left_out: int = 0
-    outcomes: tuple[bool, ...] = field(default=(), repr=False)
-    margins: tuple[float, ...] = field(default=(), repr=False)
-
-    def document(self) -> dict[str, Any]:
-        """The score as JSON, without those of single examples; the number left out is included if any."""
-        return _without_defaults(self, "outcomes", "margins")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +121,7 @@ class TaskScore:
 
     def document(self) -> dict[str, Any]:
         """The score as JSON; fields with their usual values are left out."""
-        return _without_defaults(self, "item_hashes")
+        return without_defaults(self, "item_hashes")
 
     def __post_init__(self) -> None:
         problem = score_problem(self.metric, self.value, self.n)
@@ -171,96 +151,6 @@ class ScoreRound(typing.Protocol):
         ...
 
 
-def measure(
-    base: LoadedBase,
-    task: Task,
-    questions: Sequence[Example],
-    too_long: TooLong = "error",
-    protocol: Protocol = OWN,
-) -> Measured:
-    """The score of the model in its current state on these examples.
-
-    Accuracy: the choice with the highest log-likelihood by the rule of the protocol is the answer. Other
-    metrics compare the greedy text with the target, and so does a protocol that generates for tasks with
-    choices, by exact match. Raises EvaluationError if the model's output is not finite, and the errors of
-    `ask`.
-    """
-    return _measure(base, task, ask(base, task, questions, too_long, protocol, new_tokens(task, protocol)))
-
-
-def score_metric(task: Task, protocol: Protocol = OWN) -> str:
-    """The name of the metric of a task's scores by a protocol."""
-    return METRICS[text_metric(task, protocol) or task.metric]
-
-
-def text_metric(task: Task, protocol: Protocol = OWN) -> str | None:
-    """The metric of task.json that compares generated texts; None if the likelihood of choices decides."""
-    if task.metric != "accuracy":
-        return task.metric
-    return "exact_match" if protocol.answers == "generation" else None
-
-
-def new_tokens(task: Task, protocol: Protocol) -> int:
-    """The most tokens of an answer that is generated; 0 where the likelihood of choices decides."""
-    return task.max_new_tokens if text_metric(task, protocol) else 0
-
-
-def _measure(base: LoadedBase, task: Task, question_set: Questions) -> Measured:
-    prompts = answered_prompts(task, question_set)
-    answers = likelihoods(base, prompts)
-    loss = mean_loss(prompts, answers)
-    margins: Sequence[float] = ()
-    if text_metric(task, question_set.protocol) is None:
-        compared = normalise_lengths(prompts, answers, question_set)
-        value, right, margins = judge_choices(prompts, compared)
-    else:
-        texts = generate(base, question_set.prompts, most=task.max_new_tokens)
-        value, right = judge_texts(task, question_set, texts)
-    if not math.isfinite(loss) or any(map(math.isnan, margins)):
-        raise EvaluationError(f"The output of the model on {task.name} is not finite; its weights overflow.")
-    return Measured(value, loss, len(prompts), question_set.left_out, tuple(right), tuple(margins))
-
-
-def answered_prompts(task: Task, question_set: Questions) -> Sequence[Prompt]:
-    """The prompts with the answers whose likelihoods are needed: the choices, or the targets of texts."""
-    prompts, protocol = question_set.prompts, question_set.protocol
-    if text_metric(task, protocol) is not None:
-        return targets_only(prompts)
-    return prompts if protocol.answers == "likelihood" else open_answers(prompts)
-
-
-def judge_choices(
-    prompts: Sequence[Prompt], answers: Sequence[Likelihoods]
-) -> tuple[float, Sequence[bool], Sequence[float]]:
-    """The accuracy of the most likely choices, whether each is right, and the margins in nats."""
-    right = right_answers(prompts, answers)
-    return sum(right) / len(right), right, answer_margins(prompts, answers)
-
-
-def judge_texts(task: Task, question_set: Questions, texts: Sequence[str]) -> tuple[float, Sequence[bool]]:
-    """The score of generated answers, and whether each is right unless the metric is graded."""
-    protocol = question_set.protocol
-    metric = text_metric(task, protocol) or task.metric
-    targets = [question.target for question in question_set.examples]
-    value, values = compare_texts(metric, texts, targets, marker=protocol.marker)
-    return value, () if TASK_METRICS[metric].graded else [bool(answer_value) for answer_value in values]
-
-
-def normalise_lengths(
-    prompts: Sequence[Prompt], answers: Sequence[Likelihoods], question_set: Questions
-) -> Sequence[Likelihoods]:
-    """The log-likelihoods divided by the lengths that the protocol counts, if it counts any."""
-    rule = question_set.protocol.answers
-    if rule == "likelihood_per_token":
-        lengths = [[len(answer) for answer in prompt.answers] for prompt in prompts]
-    elif rule == "likelihood_per_character":
-        lengths = [[len(choice) for choice in example.choices] for example in question_set.examples]
-    else:
-        return answers
-    pairs = zip(answers, lengths, strict=True)
-    return [tuple(value / n for value, n in zip(values, row, strict=True)) for values, row in pairs]
-
-
 def evaluate(
     base: LoadedBase,
     members: Sequence[MergeMember],
@@ -271,11 +161,13 @@ def evaluate(
     seed: int = 0,
     log: Path | None = None,
     with_base: bool = True,
+    ensemble: str = "",
     too_long: TooLong = "error",
     protocol: Protocol = OWN,
     progress: Progress | None = None,
 ) -> Iterator[TaskScore | LoradexError]:
-    """The score of the base (unless `with_base` is False) and of each member alone, on each task.
+    """The score of the base (unless `with_base` is False) and of each member alone, on each task, then that
+    of the ensemble of all members under the name `ensemble`, if one is given.
 
     At most `limit` examples of the split, drawn by `seed`, the same for all; those too long for the base
     model are an error, or left out and counted (`too_long`). A member that does not match the base model
@@ -289,9 +181,16 @@ def evaluate(
         else task
         for task in tasks
     ]
+    own = [task_round for task_round in rounds if isinstance(task_round, _Round)]
+    if ensemble and len(own) < len(rounds):
+        raise UsageError(
+            "Tasks of lm-evaluation-harness are asked of one model at a time; leave them out, or `ensemble`."
+        )
     done = _read_log(log)
-    total, count = (len(members) + with_base) * len(rounds), 0
-    for scores in _scores(base, members, rounds, done, with_base):
+    total, count = (len(members) + with_base + bool(ensemble)) * len(rounds), 0
+    single = _scores(base, members, rounds, done, with_base)
+    together = _ensemble_scores(base, members, own, done, ensemble) if ensemble else ()
+    for scores in chain(single, together):
         if isinstance(scores, LoradexError):
             count += len(rounds) - count % len(rounds)
         else:
@@ -382,7 +281,15 @@ class _Round:
 
     def score(self, base: LoadedBase, name: str, adapter: str) -> list[TaskScore]:
         """The score of the model in its current state, under this name."""
-        measurement = _measure(base, self.task, self.asked)
+        return self._as_scores(measure_asked(base, self.task, self.asked), name, adapter)
+
+    def score_ensemble(
+        self, base: LoadedBase, members: Sequence[MergeMember], name: str, adapter: str
+    ) -> list[TaskScore]:
+        """The score of the members' ensemble, under this name."""
+        return self._as_scores(measure_ensemble_asked(base, members, self.task, self.asked), name, adapter)
+
+    def _as_scores(self, measurement: Measured, name: str, adapter: str) -> list[TaskScore]:
         if measurement.n > MOST_ITEMS:
             # Answers to so many items are not stored.
             measurement = replace(measurement, outcomes=(), margins=())
@@ -499,6 +406,25 @@ def _scores(
             yield error
 
 
+def _ensemble_scores(
+    base: LoadedBase,
+    members: Sequence[MergeMember],
+    rounds: Sequence[_Round],
+    done: Mapping[str, TaskScore],
+    name: str,
+) -> Iterator[list[TaskScore] | LoradexError]:
+    """By round, the scores of the members' ensemble that are known, then those that are measured."""
+    identity = "\n".join(["ensemble", *sorted(map(_identity, members))])
+    try:
+        for task_round in rounds:
+            known = task_round.known(done, name, identity)
+            yield known or task_round.score_ensemble(base, members, name, identity)
+    except (EvaluationError, MergeError) as error:
+        yield type(error)(f"{name}: {error}")
+    except WeightsError as error:
+        yield error
+
+
 @contextlib.contextmanager
 def _single_member(live: LiveStack, member: MergeMember, tokens: int) -> Iterator[None]:
     """A block in which the resident member has weight 1, added or live, whichever costs less.
@@ -556,13 +482,6 @@ def _read_log(log: Path | None) -> dict[str, TaskScore]:
         except (TypeError, ValueError, RecursionError) as error:
             raise UsageError(f"{log} line {number} is not a score; give another log.") from error
     return entries
-
-
-def _without_defaults(record: Measured | TaskScore, *hidden: str) -> dict[str, Any]:
-    """The fields of a score except those with their defaults, and the hidden ones."""
-    usual = {row.name: row.default for row in fields(record) if row.name not in hidden}
-    document = asdict(record)
-    return {name: document[name] for name in usual if document[name] != usual[name]}
 
 
 def _append(log: Path | None, scores: Sequence[TaskScore]) -> None:

@@ -112,6 +112,19 @@ def test_an_adapter_that_does_not_fit_is_a_failure_beside_the_scores(
     assert scores.notes == (f"left out: {scores.failures[0]}",)
 
 
+def test_an_ensemble_is_a_row_under_a_name_of_its_own(
+    base: LoadedBase, task: Path, adapters: list[Path], tmp_path: Path
+) -> None:
+    rows = loradex.evaluate(base, task, adapters, limit=4, ensemble="together", out=tmp_path / "scores.json")
+    assert [row.adapter for row in rows] == ["base", "a0", "a1", "together"]
+    assert json.loads((tmp_path / "scores.json").read_text()) == rows.document()
+    for name in ("", " ", "base", "a1"):
+        with pytest.raises(UsageError, match="An ensemble requires a name of its own, which "):
+            loradex.evaluate(base, task, adapters, ensemble=name)
+    with pytest.raises(UsageError, match="An ensemble requires adapters; give `adapters` or a `pool`"):
+        loradex.evaluate(base, task, ensemble="together")
+
+
 def test_adaptive_methods_are_rows() -> None:
     rows = {row.method: row for row in loradex.adaptive_methods()}
     assert rows["recycling"].folds

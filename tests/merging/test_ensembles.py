@@ -5,17 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from catalog.errors import EvaluationError, MergeError, UsageError
-from merging.evaluation import ensembles, likelihoods, measure, measure_ensemble
+from merging.evaluation import ensembles, likelihoods, measure, measure_ensemble, scores
 from merging.evaluation.generation import generate, generate_together, question_groups
+from merging.evaluation.scores import TaskScore, evaluate
 from merging.live import apply_member
 from merging.members import MergeMember, load_member
-from merging.model import LoadedBase, Prompt, Task, encode, examples, find_protocol, read_task
+from merging.model import (
+    METRICS,
+    LoadedBase,
+    Prompt,
+    Task,
+    draw,
+    encode,
+    examples,
+    find_protocol,
+    read_task,
+)
 from tests.merging.test_evaluate import ROWS, tiny_adapter
 from tests.merging.test_peft_layers import write_dora
 from tests.merging.tiny import tiny_base, write_task
@@ -136,12 +148,50 @@ def test_by_the_papers_protocol_choices_are_generated(members: list[MergeMember]
     assert len(result.outcomes) == 9
 
 
+def test_an_ensemble_is_scored_after_its_members_and_never_twice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, members: list[MergeMember], choice: Task, text: Task
+) -> None:
+    base, log = tiny_base(), tmp_path / "scores.jsonl"
+    done: list[tuple[int, int]] = []
+    settings: Any = {"limit": 5, "log": log, "progress": lambda *at: done.append(at)}
+    rows = list(evaluate(base, members, [choice, text], ensemble="both", **settings))
+    assert [row.adapter for row in rows][-4:] == ["a2", "a2", "both", "both"]
+    assert done[-1] == (10, 10)
+    for task, row in zip((choice, text), rows[-2:], strict=True):
+        result = measure_ensemble(base, members, task, draw(task, "test", 5))
+        assert (row.value, row.loss, row.metric) == (result.value, result.loss, METRICS[task.metric])
+    with monkeypatch.context() as patch:
+        patch.setattr(scores, "measure_ensemble_asked", None)
+        # The order of the members is nothing to it, and neither is its name.
+        again = list(evaluate(base, members[::-1], [choice, text], ensemble="again", **settings))
+        assert [(row.adapter, row.value) for row in again[-2:]] == [("again", row.value) for row in rows[-2:]]
+    few = list(evaluate(base, members[:2], [choice], ensemble="both", **settings))
+    assert few[-1].key not in {row.key for row in rows}
+
+
+def test_a_member_that_does_not_fit_ends_its_ensemble_in_one_sentence(
+    tmp_path: Path, members: list[MergeMember], choice: Task
+) -> None:
+    other = tiny_adapter(tmp_path / "other", 0)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        file = other.folder / name
+        file.write_bytes(file.read_bytes().replace(b"q_proj", b"k_proj"))
+    other = load_member(other.folder)
+    rows = list(evaluate(tiny_base(), [*members, other], [choice], ensemble="all", limit=5))
+    assert [row.adapter for row in rows[:4] if isinstance(row, TaskScore)] == ["base", "a0", "a1", "a2"]
+    assert all(isinstance(row, MergeError) for row in rows[4:])
+    assert [str(row).startswith("all: ") for row in rows[4:]] == [False, True]
+
+
 def test_what_an_ensemble_cannot_do_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, members: list[MergeMember], choice: Task, text: Task
 ) -> None:
     base = tiny_base()
     with pytest.raises(UsageError, match="at least one member; give adapters"):
         measure_ensemble(base, [], choice, examples(choice, "test"))
+    harness: Any = SimpleNamespace(tokens=0)
+    with pytest.raises(UsageError, match=r"one model at a time; leave them out, or `ensemble`"):
+        list(evaluate(base, members, [choice, harness], ensemble="all"))
     other = tiny_base(hidden=64)
     with pytest.raises(MergeError):
         measure_ensemble(other, members, text, examples(text, "test"))

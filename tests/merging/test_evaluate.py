@@ -22,7 +22,8 @@ from catalog.scores import (
     unpack_bitmap,
     unpack_margins,
 )
-from merging.evaluation.scores import BASE, Sampler, TaskScore, evaluate, measure
+from merging.evaluation.measurement import measure
+from merging.evaluation.scores import BASE, Sampler, TaskScore, evaluate
 from merging.members import MergeMember, load_member
 from merging.model import LoadedBase, Task, draw, examples, read_task
 from tests.merging.tiny import NAME, tiny_base, write_task

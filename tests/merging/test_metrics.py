@@ -13,8 +13,7 @@ import pytest
 from catalog import extras
 from catalog.errors import EvaluationError, UsageError
 from catalog.scores import OTHER_METRICS, SCORE_METRICS, TASK_METRICS, metric_of, score_problem
-from merging.evaluation import compare_texts, measure, word_f1
-from merging.evaluation import scores as evaluating
+from merging.evaluation import compare_texts, measure, measurement, word_f1
 from merging.evaluation.formulas import serve
 from merging.evaluation.metrics import FormulaComparer
 from merging.model import METRICS, examples, read_task
@@ -107,7 +106,7 @@ def test_an_answer_that_takes_too_long_is_wrong_and_the_next_is_compared() -> No
 def test_each_metric_of_a_task_is_measured_on_its_texts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluating, "generate", lambda _base, prompts, **_: ["the cat"] * len(prompts))
+    monkeypatch.setattr(measurement, "generate", lambda _base, prompts, **_: ["the cat"] * len(prompts))
     for name in ("exact_match", "f1", "rouge1", "chrf"):
         folder = write_task(tmp_path / name, [("a", "a cat"), ("b", "no")], choices=None, metric=name)
         task = read_task(folder)

@@ -48,9 +48,11 @@ def test_recorded_scores_of_choices_are_used_and_those_of_texts_are_not(
     text = read_task(write_task(tmp_path / "tasks" / "text", ROWS, choices=None, metric="exact_match"))
     members = [adapter(tmp_path / "one")]
     measured = []
-    inner = evaluating._measure
+    inner = evaluating.measure_asked
     monkeypatch.setattr(
-        evaluating, "_measure", lambda *arguments: measured.append(arguments[1].name) or inner(*arguments)
+        evaluating,
+        "measure_asked",
+        lambda *arguments: measured.append(arguments[1].name) or inner(*arguments),
     )
     old = [json.loads(line) for line in LOG.read_text().splitlines()]
     result = []

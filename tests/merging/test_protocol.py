@@ -14,8 +14,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from catalog.errors import UsageError
-from merging.evaluation import TaskScore, ask, generate, measure
-from merging.evaluation import scores as evaluating
+from merging.evaluation import TaskScore, ask, generate, measure, measurement, scores
 from merging.evaluation.scores import evaluate
 from merging.learning import adapt, train
 from merging.learning.course import gradients, mean_of
@@ -270,7 +269,7 @@ def test_choices_are_answered_by_text_and_the_score_names_the_rule(
         requests.append(most)
         return ["Yes."] * len(prompts)
 
-    monkeypatch.setattr(evaluating, "generate", answer)
+    monkeypatch.setattr(measurement, "generate", answer)
     some = replace(task, max_new_tokens=7)
     (score,) = evaluate(tiny_base(), [], [some], protocol=RECYCLING_PAPER)
     assert isinstance(score, TaskScore)
@@ -294,7 +293,7 @@ def test_each_rule_takes_the_choice_that_its_sums_give(
         closed = prompts[0].answers[0][-1] == tiny_tokenizer().eos_token_id
         return [_SUMS["closed" if closed else "open"] for _ in prompts]
 
-    monkeypatch.setattr(evaluating, "likelihoods", sums)
+    monkeypatch.setattr(measurement, "likelihoods", sums)
     hits = {}
     for target in _CHOICES:
         folder = write_task(tmp_path / target, [("a", target), ("b", target)], choices=_CHOICES)
@@ -407,7 +406,7 @@ def test_a_key_changes_with_the_protocol_and_with_what_the_template_changes(task
         assert isinstance(score, TaskScore)
         keys[name] = score.key
     assert len(set(keys.values())) == len(PROTOCOLS)
-    parts = {name: evaluating._format_parts(family(name)) for name in FAMILIES}
+    parts = {name: scores._format_parts(family(name)) for name in FAMILIES}
     assert parts == {
         name: [
             *([f"closed by {chat_format(family(name)).closing_token}"] if end != "<|end|>" else []),

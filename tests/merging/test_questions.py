@@ -13,8 +13,8 @@ import pytest
 from tokenizers import normalizers
 
 from catalog.errors import UsageError
-from merging.evaluation import TooLong, ask, measure_ensemble
-from merging.evaluation.scores import Sampler, TaskScore, evaluate, measure
+from merging.evaluation import TooLong, ask, measure, measure_ensemble
+from merging.evaluation.scores import Sampler, TaskScore, evaluate
 from merging.learning import adapt, direction, exact_scores, train
 from merging.model import LoadedBase, Task, budget, examples, find_protocol, read_task
 from merging.model.prompts import DATE, date_of, encode, normalise_text, question_text
