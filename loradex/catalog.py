@@ -1790,7 +1790,7 @@ class Catalog:
 
     @check_arguments
     def keep_base(self, name: str, file: str | Path, *, progress: ProgressOption = False) -> Path:
-        """Keeps a base model in the data folder, from a GGUF file of a Llama model, to be found by its name.
+        """Keeps a base model in the data folder, from a GGUF file of Llama or Qwen2, to be found by its name.
 
         It is converted once, to float32; a model that was quantised stays as coarse.
 

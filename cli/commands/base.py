@@ -50,7 +50,7 @@ def add(app: App, canonical: str, spelling: str, kind: str, note: str) -> None:
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
 @pass_app
 def keep(app: App, name: str, file: Path) -> None:
-    """Keep a base model here, from a GGUF FILE of a Llama model; commands that ask for ID then find it.
+    """Keep a base model here, from a GGUF FILE of Llama or Qwen2; commands that ask for ID then find it.
 
     It is converted once, to float32, below the data folder; a model that was quantised stays as coarse.
     """

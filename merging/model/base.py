@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from catalog.errors import NotFoundError, UsageError
 from catalog.extras import require_extra
-from merging.model.gguf import GgufError, check_llama
+from merging.model.gguf import GgufError, check_architecture
 from merging.model.memory import MemoryRecord, memory_limit
 from merging.model.prompts import DATE
 from merging.model.reading import ReadingMode, reading_of, reading_of_config
@@ -151,28 +151,29 @@ def kept_name(base: str) -> str:
 def keep_base(base: str, source: Path, bases: Path) -> Path:
     """Converts a GGUF file into a checkpoint of float32 below `bases`, under the id `base`; the folder.
 
-    Llama-like models only. Weights have the precision of the file, quantised or not. Raises UsageError if the
-    file is not such a model, or if a model is already kept, and NotFoundError if it is missing.
+    Llama and Qwen2 models only. Weights have the precision of the file, quantised or not. Raises UsageError
+    if the file is not such a model, or if a model is already kept, and NotFoundError if it is missing.
     """
     target = bases / kept_name(base)
     if target.exists():
         raise UsageError(f"A checkpoint of {base} is already kept in {target}; remove that folder first.")
-    check_source(source)
+    kind = check_source(source)
     import torch
-    from transformers import AutoTokenizer, LlamaForCausalLM
+    from transformers import AutoTokenizer, LlamaForCausalLM, Qwen2ForCausalLM
 
     from merging.members import new_folder
 
+    model_class: Any = {"llama": LlamaForCausalLM, "qwen2": Qwen2ForCausalLM}[kind]
     # The progress bar of the GGUF reader cannot be turned off.
     without_bar = contextlib.redirect_stderr(io.StringIO())
     with quiet(), without_bar, _parsed_once(), new_folder(target, overwrite=False) as folder:
         try:
-            read = LlamaForCausalLM.from_pretrained(source.parent, gguf_file=source.name)
+            read = model_class.from_pretrained(source.parent, gguf_file=source.name)
             tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
         # The library's errors for invalid values are not documented.
         except Exception as error:
             why = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".:")
-            raise UsageError(f"{source} is not a GGUF file of a Llama model: {why}.") from error
+            raise UsageError(f"{source} is not a GGUF file of a Llama or Qwen2 model: {why}.") from error
         # A model that was read from GGUF refuses to be saved; a fresh one with the same values does not.
         config = type(read.config)(
             **{
@@ -183,7 +184,7 @@ def keep_base(base: str, source: Path, bases: Path) -> Path:
         )
         # Without storage, and so without the time to draw weights that are replaced at once.
         with torch.device("meta"):
-            fresh = LlamaForCausalLM(config)
+            fresh = model_class(config)
         fresh.load_state_dict(read.state_dict(), assign=True)
         fresh.generation_config.pad_token_id = tokenizer.pad_token_id
         fresh.save_pretrained(folder)
@@ -191,15 +192,17 @@ def keep_base(base: str, source: Path, bases: Path) -> Path:
     return target
 
 
-def check_source(source: Path) -> None:
-    """Raises NotFoundError or UsageError unless `source` is a whole GGUF file of a Llama model."""
+def check_source(source: Path) -> str:
+    """The architecture of a GGUF file; raises NotFoundError or UsageError unless it is a whole one of a Llama
+    or Qwen2 model.
+    """
     require_extra("eval", "A base model from a GGUF file")
     if not source.is_file():
         raise NotFoundError(f"{source} does not exist; give a GGUF file.")
     try:
-        check_llama(source)
+        return check_architecture(source)
     except GgufError as error:
-        raise UsageError(f"{source} is not a GGUF file of a Llama model: {error}.") from error
+        raise UsageError(f"{source} is not a GGUF file of a Llama or Qwen2 model: {error}.") from error
     except OSError as error:
         raise UsageError(f"{source} cannot be read: {error.strerror}.") from error
 

@@ -24,8 +24,10 @@ _STRING, _ARRAY, _BOOL = 8, 9, 7
 _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "?", 10: "Q", 11: "q", 12: "d"}
 _NUMBERS = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count")
 _WORDS = "tokenizer.ggml.tokens"
+# The architectures that are converted, with the projections of theirs that have a bias.
+_BIASES: Mapping[str, tuple[str, ...]] = {"llama": (), "qwen2": ("attn_q", "attn_k", "attn_v")}
 # Where positions are scaled, as in Llama 3.1 and with YaRN: the conversion library ignores it.
-_SCALED = ("rope_freqs.weight", "llama.rope.scaling.type", "llama.rope.scale_linear")
+_SCALED_TENSOR, _SCALED_VALUES = "rope_freqs.weight", ("rope.scaling.type", "rope.scale_linear")
 
 
 class GgufError(ValueError):
@@ -41,24 +43,26 @@ class GgufHeader:
     tensors: Mapping[str, tuple[int, ...]]
 
 
-def check_llama(path: Path) -> None:
-    """Raises GgufError unless the file is a whole GGUF file of a Llama model, without other tensors."""
+def check_architecture(path: Path) -> str:
+    """The architecture of a whole GGUF file, "llama" or "qwen2"; raises GgufError for any other file, and for
+    one with other tensors.
+    """
     header = read_header(path)
-    kind = header.values.get("general.architecture")
-    if kind != "llama":
-        raise GgufError(f"its architecture is {str(kind)[:40]!r}, not 'llama'")
-    blocks, width, inner, heads = (_number(header, name) for name in _NUMBERS)
+    kind = str(header.values.get("general.architecture"))
+    if kind not in _BIASES:
+        raise GgufError(f"its architecture is {kind[:40]!r}, not 'llama' or 'qwen2'")
+    blocks, width, inner, heads = (_number(header, kind, name) for name in _NUMBERS)
     if width % heads:
         raise GgufError(f"a width of {width:,} is not divisible by {heads:,} heads")
-    _refuse_scaled_positions(header)
+    _refuse_scaled_positions(header, kind)
     if _WORDS not in header.lists:
         raise GgufError(f"it does not contain {_WORDS}")
     # Each block has separate tensors, so that a larger number is invalid.
     if blocks > len(header.tensors):
         raise GgufError(f"it has {len(header.tensors):,} tensors, too few for {blocks:,} blocks")
-    groups = _number(header, "attention.head_count_kv", heads)
-    length = _number(header, "attention.key_length", width // heads)
-    block = {
+    groups = _number(header, kind, "attention.head_count_kv", heads)
+    length = _number(header, kind, "attention.key_length", width // heads)
+    weights = {
         "attn_norm": (width,),
         "attn_q": (width, heads * length),
         "attn_k": (width, groups * length),
@@ -69,28 +73,31 @@ def check_llama(path: Path) -> None:
         "ffn_up": (width, inner),
         "ffn_down": (inner, width),
     }
+    block = {f"{name}.weight": shape for name, shape in weights.items()}
+    block |= {f"{name}.bias": weights[name][1:] for name in _BIASES[kind]}
     embeddings = (width, header.lists[_WORDS])
     expected = {"token_embd.weight": embeddings, "output_norm.weight": (width,)}
     for number in range(blocks):
-        expected |= {f"blk.{number}.{name}.weight": shape for name, shape in block.items()}
+        expected |= {f"blk.{number}.{name}": shape for name, shape in block.items()}
     # Without its own, the output has the weights of the embeddings.
     _compare(header.tensors, expected, {"output.weight": embeddings})
+    return kind
 
 
-def _refuse_scaled_positions(header: GgufHeader) -> None:
-    scaled = [
-        name for name in _SCALED if name in header.tensors or header.values.get(name) not in (None, "none")
-    ]
+def _refuse_scaled_positions(header: GgufHeader, kind: str) -> None:
+    names = [f"{kind}.{name}" for name in _SCALED_VALUES]
+    scaled = [name for name in names if header.values.get(name) not in (None, "none")]
+    scaled += [_SCALED_TENSOR] if _SCALED_TENSOR in header.tensors else []
     if scaled:
         raise GgufError(
             f"its positions are scaled ({scaled[0]}), which a conversion loses; use its own checkpoint"
         )
 
 
-def _number(header: GgufHeader, name: str, default: int | None = None) -> int:
-    value = header.values.get(f"llama.{name}", default)
+def _number(header: GgufHeader, kind: str, name: str, default: int | None = None) -> int:
+    value = header.values.get(f"{kind}.{name}", default)
     if type(value) is not int or value < 1:
-        raise GgufError(f"it does not contain llama.{name}")
+        raise GgufError(f"it does not contain {kind}.{name}")
     return value
 
 
@@ -106,7 +113,7 @@ def _compare(
             raise GgufError(f"it does not contain the tensor {name}")
     for name in tensors:
         if name not in expected and name not in optional:
-            raise GgufError(f"it has a tensor {name[:80]}, which a Llama model with its header does not have")
+            raise GgufError(f"it has a tensor {name[:80]}, which a model with its header does not have")
 
 
 def read_header(path: Path) -> GgufHeader:

@@ -10,12 +10,15 @@ from unittest.mock import Mock
 
 import gguf
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from merging.model.gguf import GgufError, check_llama
+from merging.model import load_base
+from merging.model.gguf import GgufError, check_architecture
 from tests.cli.conftest import Program
-from tests.edges.gguf_files import WORDS, shapes, write_gguf
+from tests.edges.gguf_files import BLOCKS, HEADS, INNER, WIDTH, WORDS, shapes, write_gguf
 from tests.edges.rows import row
 from tests.shared_data import shared
 
@@ -34,7 +37,7 @@ def test_the_row(run: Program, data: Path) -> None:
         refused = run("base", "keep", "made/x", str(file))
         assert (refused.exit_code, refused.stdout) == (2, "")
         cut = f"it is truncated after {file.stat().st_size:,} bytes"
-        assert refused.stderr == f"Error: {file} is not a GGUF file of a Llama model: {cut}.\n"
+        assert refused.stderr == f"Error: {file} is not a GGUF file of a Llama or Qwen2 model: {cut}.\n"
         assert not list(data.rglob("*"))
 
 
@@ -51,6 +54,44 @@ def test_a_whole_file_is_parsed_once_and_kept(
     assert (data / "bases" / "made--x" / "model.safetensors").is_file()
     assert [part.call_count for part in parts.values()] == [1, 1]
     assert all(getattr(gguf, name) is part for name, part in parts.items())
+
+
+def test_a_kept_model_of_qwen2_is_the_one_in_the_file(run: Program, data: Path, tmp_path: Path) -> None:
+    """Its logits are those of a model with the file's tensors, biases too; its tokenizer reads merges."""
+    file = write_gguf(tmp_path / "tiny.gguf", kind="qwen2")
+    assert run("base", "keep", "made/x", str(file)).exit_code == 0
+    kept = load_base("made/x", bases=data / "bases")
+    assert type(kept.model) is Qwen2ForCausalLM
+    config = Qwen2Config(
+        vocab_size=len(WORDS),
+        hidden_size=WIDTH,
+        intermediate_size=INNER,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        rms_norm_eps=1e-5,
+        rope_theta=10_000.0,
+        tie_word_embeddings=True,
+    )
+    own = Qwen2ForCausalLM(config).eval()
+    tensors = {tensor.name: torch.tensor(tensor.data) for tensor in gguf.GGUFReader(file).tensors}
+    places = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
+    for number in range(BLOCKS):
+        of_block = {
+            "attn_norm": "input_layernorm",
+            "ffn_norm": "post_attention_layernorm",
+            "attn_output": "self_attn.o_proj",
+            **{f"attn_{name}": f"self_attn.{name}_proj" for name in "qkv"},
+            **{f"ffn_{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")},
+        }
+        places |= {f"blk.{number}.{name}": f"model.layers.{number}.{new}" for name, new in of_block.items()}
+    named = [(*name.rsplit(".", 1), values) for name, values in tensors.items()]
+    values = {f"{places[place]}.{part}": values for place, part, values in named}
+    assert own.load_state_dict(values, strict=False) == (["lm_head.weight"], [])
+    tokens = torch.tensor([[0, 5, 2, 6, 3]])
+    with torch.no_grad():
+        torch.testing.assert_close(kept.model(tokens).logits, own(tokens).logits)
+    assert kept.tokenizer("abcde", add_special_tokens=False)["input_ids"] == [5, 6, 4]
 
 
 def test_what_only_the_library_can_tell_is_one_sentence(run: Program, data: Path, tmp_path: Path) -> None:
@@ -72,7 +113,11 @@ def changed(**tensors: tuple[int, ...] | None) -> dict[str, tuple[int, ...]]:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"kind": "qwen2"}, "its architecture is 'qwen2'"),
+        ({"kind": "qwen3"}, "its architecture is 'qwen3', not 'llama' or 'qwen2'"),
+        ({"kind": "qwen2", "tensors": shapes()}, "it does not contain the tensor blk.0.attn_q.bias"),
+        ({"tensors": shapes("qwen2")}, "it has a tensor blk.0.attn_q.bias"),
+        ({"kind": "qwen2", "values": {"attention.head_count_kv": 0}}, "qwen2.attention.head_count_kv"),
+        ({"kind": "qwen2", "values": {"rope.scale_linear": 2}}, "are scaled (qwen2.rope.scale_linear)"),
         ({"words": None}, "it does not contain tokenizer.ggml.tokens"),
         ({"words": WORDS[:5]}, "token_embd.weight has the shape"),
         ({"values": {"block_count": 1_000_000_000}}, "too few for 1,000,000,000 blocks"),
@@ -93,7 +138,7 @@ def changed(**tensors: tuple[int, ...] | None) -> dict[str, tuple[int, ...]]:
 )
 def test_another_model_is_told_apart(options: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(GgufError) as refused:
-        check_llama(write_gguf(tmp_path / "other.gguf", **options))
+        check_architecture(write_gguf(tmp_path / "other.gguf", **options))
     assert words in str(refused.value)
 
 
@@ -148,7 +193,7 @@ def test_a_header_that_lies_is_found_out(
     file = tmp_path / "lies.gguf"
     file.write_bytes(change(whole))
     with pytest.raises(GgufError) as refused:
-        check_llama(file)
+        check_architecture(file)
     assert words in str(refused.value)
 
 
@@ -164,7 +209,7 @@ def test_any_change_is_read_or_refused(whole: bytes, tmp_path: Path, data: st.Da
     file = tmp_path / "any.gguf"
     file.write_bytes(changed)
     if changed == whole:
-        check_llama(file)
+        check_architecture(file)
     elif len(changed) < len(whole) - 32:
         with pytest.raises(GgufError):
-            check_llama(file)
+            check_architecture(file)

@@ -103,7 +103,7 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_gguf_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"not one")
-    with pytest.raises(UsageError, match="not a GGUF file of a Llama model"):
+    with pytest.raises(UsageError, match="not a GGUF file of a Llama or Qwen2 model"):
         keep_base("owner/name", tmp_path / "x.gguf", tmp_path / "bases")
     assert not (tmp_path / "bases").exists()
     with pytest.raises(NotFoundError, match="does not exist; give a GGUF"):
