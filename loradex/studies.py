@@ -301,10 +301,13 @@ def _make_plan(file: StudyFile, grid: Grid, *, doctor: Path | None = None) -> St
 def _small_pools(steps: Sequence[Step]) -> Iterator[SmallPool]:
     from studies.design import eligible
 
-    for params in (step.params for step in steps if step.kind == "pool" and step.params["by"] != "all"):
-        members = len(eligible(params))
-        if members < params["k"]:
-            yield SmallPool(params["task"]["name"], params["k"], members)
+    for step in steps:
+        if step.kind not in ("pool", "trainings") or step.params.get("by") == "all":
+            continue
+        task, k = step.params["task"]["name"], step.params["k"]
+        members = len(step.inputs) if step.kind == "trainings" else len(eligible(step.params))
+        if members < k:
+            yield SmallPool(task, k, members)
 
 
 def _small_pool_sentences(pools: Sequence[SmallPool]) -> Iterator[str]:

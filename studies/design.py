@@ -36,6 +36,10 @@ Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+# The members of pools that are not chosen among the adapters of the study.
+_MEMBERS = {"set": "the members of the set", "training": "new LoRAs of the other tasks"}
+
+
 class StudyPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -81,13 +85,16 @@ class StudyPool(StudyPart):
     `gradient` asks the task's gradient on `samples` of the training examples, `measured` takes the best
     scores on the budget, `prior` the best mean score on the other tasks, `random` draws by the seed, `all`
     takes everything, and `set` is the set of a study of sets, or with `k` the members of it that alone have
-    the best mean score on the budgets of its own tasks. Adapters that were trained on the task itself are
-    left out, allowed, put first, or taken alone (`own`). `among` names the adapters to choose from,
-    `control` replaces the members by stand-ins. With `seeds` the pool is for some of the study's seeds only.
+    the best mean score on the budgets of its own tasks. `training` draws by the seed among the new LoRAs that
+    `method` trains on the other tasks of the study, and needs no adapters. Adapters that were trained on the
+    task itself are left out, allowed, put first, or taken alone (`own`). `among` names the adapters to choose
+    from, `control` replaces the members by stand-ins. With `seeds` the pool is for some of the study's seeds
+    only.
     """
 
-    by: Literal["gradient", "measured", "prior", "random", "all", "set"]
+    by: Literal["gradient", "measured", "prior", "random", "all", "set", "training"]
     k: Count | None = None
+    method: Name | None = None
     samples: Count = 40
     own: Literal["leave out", "allow", "first", "only"] = "leave out"
     among: Names | None = None
@@ -96,15 +103,27 @@ class StudyPool(StudyPart):
 
     @model_validator(mode="after")
     def _check_size(self) -> StudyPool:
-        if self.k is None and self.by not in ("all", "set"):
+        if self.k is None and self.by not in ("all", "set", "training"):
             raise ValueError("give the number of members by k")
+        if (self.method is None) == (self.by == "training"):
+            raise ValueError(
+                "a pool by training has the new LoRAs of a method that trains; name it by method"
+                if self.method is None
+                else f"method is that of a pool by training; remove it from one by {self.by}"
+            )
         fields = type(self).model_fields
         ignored = [
             name for name in ("samples", "own", "among") if getattr(self, name) != fields[name].default
         ]
-        if self.by == "set" and ignored:
-            raise ValueError(f"a pool by set has the members of the set; remove {ignored[0]}")
+        if self.by in _MEMBERS and ignored:
+            raise ValueError(f"a pool by {self.by} has {_MEMBERS[self.by]}; remove {ignored[0]}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_default(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The pool without `method` if it has none, so that records stay the same."""
+        document: dict[str, Any] = serialise(self)
+        return {key: value for key, value in document.items() if key != "method" or value}
 
 
 class _Method(StudyPart):
@@ -210,12 +229,16 @@ class Report(StudyPart):
 
 
 class Study(StudyPart):
-    """A grid of tasks, pools, methods and seeds over one base model; `protocol` "" is the project's own."""
+    """A grid of tasks, pools, methods and seeds over one base model; `protocol` "" is the project's own.
+
+    `dtype` is that of the base's weights, by default float32 on a CPU and bfloat16 or float16 on a GPU.
+    """
 
     study: Name
     title: str
     question: str = ""
     base: Annotated[str, Field(min_length=1)]
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
     tasks: Tasks
     adapters: Adapters | None = None
     seeds: Seeds = (0,)
@@ -236,9 +259,10 @@ class Study(StudyPart):
 
     @model_serializer(mode="wrap")
     def _leave_out_default(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The study without protocol and sets if it has none of its own, so that records stay the same."""
+        """The study without what it does not set of its own, so that records stay the same."""
         document: dict[str, Any] = serialise(self)
-        return {key: value for key, value in document.items() if key not in ("protocol", "sets") or value}
+        own = ("dtype", "protocol", "sets")
+        return {key: value for key, value in document.items() if key not in own or value}
 
 
 KINDS_OF_METHOD: tuple[type[_Method], ...] = (Base, Train, Single, Ensemble, Merge, Adapt)

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from catalog.errors import NotFoundError, UsageError
 from catalog.files import UNSTORABLE, YamlError, read_limited, read_yaml
-from merging.learning import find_adaptive
+from merging.learning import VARIANTS, find_adaptive
 from merging.methods import find_method, nearest
 from studies.design import (
     KINDS_OF_METHOD,
@@ -241,6 +241,8 @@ def _check_study(study: Study) -> None:
     _check_sets(study)
     for name, pool in study.pools.items():
         _check_seeds(study, ("pools", name, "seeds"), pool.seeds)
+        if pool.method is not None:
+            _check_training(study, ("pools", name, "method"), pool.method)
     for name, method in study.methods.items():
         _check_names(study, name, method)
         _check_settings(study, name, method)
@@ -359,8 +361,11 @@ def _check_pools(study: Study, name: str, method: Pooled) -> None:
         raise WrongError(
             ("methods", name), f"{name} needs a pool, and the study has none; describe some, by pools"
         )
-    if study.pools and study.adapters is None:
-        raise WrongError(("pools",), "pools are selected from adapters; give their folder by adapters")
+    selected = next((pool for pool, told in study.pools.items() if told.by != "training"), None)
+    if study.adapters is None and selected is not None:
+        raise WrongError(
+            ("pools", selected), "pools are selected from adapters; give their folder by adapters"
+        )
     if (at := _repeated(method.pools or ())) is not None:
         raise WrongError(("methods", name, "pools", at), "this pool is given twice; remove one")
     for pool in method.pools or ():
@@ -374,18 +379,19 @@ def _check_target(study: Study, name: str, method: Adapt) -> None:
         raise WrongError(("methods", name), f"{method.method} requires a new LoRA alone; name it by with")
     if method.target is None:
         return
-    target = study.methods.get(method.target)
-    if not isinstance(target, Train):
-        trained = ", ".join(
-            method_name for method_name, other in study.methods.items() if isinstance(other, Train)
-        )
-        raise WrongError(
-            ("methods", name, "with"), f"with must name a method that trains; there is {trained or 'none'}"
-        )
-    if target.over:
-        raise WrongError(
-            ("methods", name, "with"), f"{method.target} has several settings (over); name a method with one"
-        )
+    _check_training(study, ("methods", name, "with"), method.target)
+
+
+def _check_training(study: Study, place: Sequence[str | int], name: str) -> None:
+    """Raises WrongError unless the method of that name makes one adapter of each task, which merges take."""
+    method = study.methods.get(name)
+    if not isinstance(method, Train):
+        trained = ", ".join(other for other, kind in study.methods.items() if isinstance(kind, Train))
+        raise WrongError(place, f"{place[-1]} must name a method that trains; there is {trained or 'none'}")
+    if method.over:
+        raise WrongError(place, f"{name} has several settings (over); name a method with one")
+    if not VARIANTS[method.variant].mergeable:
+        raise WrongError(place, f"{name} trains {method.variant}, which no merge holds; name another method")
 
 
 def _check_settings(study: Study, name: str, method: Method) -> None:

@@ -142,13 +142,14 @@ def grid(
         base=str(Path(study.base).absolute()) if Path(study.base).is_dir() else study.base,
         bases=bases.absolute() if bases else None,
         device=device,
+        dtype=study.dtype,
         threads=threads,
         tasks={name: task.folder.absolute() for name, task in task_table.items()},
         adapters={name: Path(row["folder"]).absolute() for name, row in members.items()},
         source=(wild or Path()).absolute(),
     )
     reading = _reading(str(local_copy or study.base))
-    builder = _GridBuilder(study, task_table, members, _identity(study.base, bases, device), reading)
+    builder = _GridBuilder(study, task_table, members, _identity(study, bases, device), reading)
     facts = {
         "base": {**builder.base, **reading},
         "tasks": {
@@ -255,8 +256,8 @@ class _GridBuilder:
     ) -> GridCell:
         members = self._members(task, seed, self.study.pools[pool]) if pool else None
         about, figures = [members] if members else [], self.study.report.figures
-        if members and "relevance" in figures and not self.study.pools[pool or ""].control:
-            # With the examples of one seed, since every adapter is measured for it.
+        if members and members.kind in ("pool", "set") and "relevance" in figures:
+            # Of adapters of the study, with the examples of one seed, since every one is measured for it.
             inputs = {"pool": members, "measured": self._measure_step(task, self.study.seeds[0])}
             about.append(self._step("relevance", {}, inputs))
         step = self._score(task, seed, method, members)
@@ -363,6 +364,8 @@ class _GridBuilder:
             if self.study.sets is None:
                 raise UsageError("A pool by set requires a study of sets; describe them by `sets`.")
             return self._set_step(self.study.sets, seed, pool.k)
+        if pool.by == "training":
+            return self._pool_of_trainings(task, seed, self.study.methods[str(pool.method)], pool.k)
         params = {
             "task": {"name": task.name},
             "by": pool.by,
@@ -384,6 +387,17 @@ class _GridBuilder:
         elif pool.by == "random":
             params["seed"] = seed
         return self._step("pool", params, inputs)
+
+    def _pool_of_trainings(self, task: Task, seed: int, method: Method, k: int | None) -> Step:
+        """The new LoRAs of `k` of the other tasks, or of all, in the order of a draw by the seed."""
+        others = sorted(set(self.tasks) - {task.name})
+        if not others:
+            raise UsageError("A pool by training requires new LoRAs of other tasks; name more than one task.")
+        k = k or len(others)
+        draw = random.Random(f"pool:{task.name}:{seed}")  # noqa: S311 - a draw, not a secret
+        chosen = draw.sample(others, min(k, len(others)))
+        inputs = {name: self._train_step(self.tasks[name], seed, method) for name in chosen}
+        return self._step("trainings", {"task": {"name": task.name}, "k": k, "tasks": chosen}, inputs)
 
     def _gradient(self, task: Task, seed: int, samples: int) -> Step:
         samples = min(samples, self.study.tasks.train)
@@ -508,10 +522,16 @@ def _task_of_adapter(folder: Path) -> str | None:
     return datasets[0] if len(datasets) == 1 else None
 
 
-def _identity(base: str, bases: Path | None, device: str) -> dict[str, Any]:
-    """What a base model is known by; results of a CPU and of a GPU are not the same."""
-    place = checkpoint(base, bases)
-    return {"name": base, "digest": _digest(place) if place else None, "device": device.partition(":")[0]}
+def _identity(study: Study, bases: Path | None, device: str) -> dict[str, Any]:
+    """What a base model is known by; results of a CPU and of a GPU are not the same, nor those of two data
+    types."""
+    place = checkpoint(study.base, bases)
+    return {
+        "name": study.base,
+        "digest": _digest(place) if place else None,
+        "device": device.partition(":")[0],
+        **({"dtype": study.dtype} if study.dtype else {}),
+    }
 
 
 @lru_cache(maxsize=4)

@@ -37,6 +37,7 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
     "set": ("members", "detail"),
     "stand-ins": ("members", "detail"),
     "train": ("adapter", "detail"),
+    "trainings": ("members", "detail"),
 }
 _SCORING = ("measured", "gradient")
 # By these numbers the best of several trainings is picked.

@@ -30,7 +30,7 @@ _MOST_BYTES = 1024 * 1024
 _BYTES_A_TOKEN = 4
 # Tokens that a chat template adds to an instruction, a question and an answer.
 _FRAME = 24
-_FREE = frozenset({"pick", "pool", "relevance", "set", "single"})
+_FREE = frozenset({"pick", "pool", "relevance", "set", "single", "trainings"})
 # The kinds of steps whose work is that of the base model.
 PRICED = frozenset({"adapt", "curvature", "ensemble", "gradient", "measured", "score", "train"})
 # What a report calls a base model in a folder.
@@ -185,8 +185,10 @@ def _judge(task: Task, params: Mapping[str, Any], generates: bool) -> Work:
 def _pool_size(step: Step) -> int:
     """The members of a step's pool, as far as the pool says it."""
     pool = step.inputs["pool"]
-    while "pool" in pool.inputs:
+    while pool.kind == "stand-ins":
         pool = pool.inputs["pool"]
+    if pool.kind == "trainings":
+        return len(pool.inputs)
     return int(pool.params.get("k") or len(pool.params["adapters"]))
 
 

@@ -22,7 +22,7 @@ from studies.store import Place
 
 if TYPE_CHECKING:
     from merging.members import MergeMember
-    from merging.model import ExampleBudget, LoadedBase, Protocol, Task
+    from merging.model import BaseDtype, ExampleBudget, LoadedBase, Protocol, Task
 
 Told = Mapping[str, Any]
 Found = Mapping[str, dict[str, Any]]
@@ -169,6 +169,13 @@ def take_set(job: Job) -> dict[str, Any]:
     return {"members": [{"name": name} for name in members], "detail": {"members": members}}
 
 
+def take_trainings(job: Job) -> dict[str, Any]:
+    """The new LoRAs of other tasks, each called by its task."""
+    tasks = job.params["tasks"]
+    members = [{"adapter": job.inputs[task]["adapter"], "called": task} for task in tasks]
+    return {"members": members, "detail": {"members": tasks}}
+
+
 def relevance(job: Job) -> dict[str, Any]:
     """How much the members alone lower the loss on the budget's examples, in nats a token, on average."""
     scores, before = job.inputs["measured"]["scores"], job.inputs["measured"]["base"]["loss"]
@@ -295,6 +302,7 @@ KINDS: Mapping[str, Callable[[Job], dict[str, Any]]] = {
     "single": single,
     "stand-ins": stand_ins,
     "train": train,
+    "trainings": take_trainings,
 }
 
 
@@ -344,15 +352,15 @@ def _take_threads(place: Place) -> None:
 
 def _base(place: Place) -> LoadedBase:
     _take_threads(place)
-    return _load_once(place.base, place.bases, place.device)
+    return _load_once(place.base, place.bases, place.device, place.dtype)
 
 
 @lru_cache(maxsize=1)
-def _load_once(base: str, bases: Path | None, device: str) -> LoadedBase:
+def _load_once(base: str, bases: Path | None, device: str, dtype: BaseDtype | None) -> LoadedBase:
     """The base model, read once a process."""
     from merging.model import load_base
 
-    return load_base(base, bases=bases, device=device)
+    return load_base(base, bases=bases, device=device, dtype=dtype)
 
 
 def _asking(job: Job) -> Asking:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from catalog.errors import ConfigError, DivergedError, LoradexError, StorageError
 from catalog.files import clean_text, load_json, remove_abandoned
@@ -73,6 +73,7 @@ class Place:
     tasks: Mapping[str, Path]
     adapters: Mapping[str, Path]
     source: Path = Path()
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
 
     @property
     def steps(self) -> Path:

@@ -80,7 +80,7 @@ def test_a_good_file_says_what_it_says(tmp_path: Path) -> None:
         ("study: one", "study: [one", 2, "not valid YAML"),
         ("study: one", "? [a, b]\n: 1\nstudy: one", 1, "a name must be a word"),
         ("with: tuned}", "with: tuned, pools: []}", 16, "learned needs a pool"),
-        ("adapters: {from: there}\n", "", 5, "give their folder by adapters"),
+        ("adapters: {from: there}\n", "", 6, "give their folder by adapters"),
         ("with: tuned}", "with: tuned, pools: [nar]}", 16, "did you mean near"),
         ("with: tuned}", "with: tuned, seeds: [0, 7]}", 16, "the study has no seed 7"),
         ("gradient, k: 3}", "gradient, k: 3, seeds: [4]}", 7, "the study has no seed 4"),
