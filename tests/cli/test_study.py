@@ -69,7 +69,7 @@ def test_the_studies_that_come_along_are_listed(run: Program) -> None:
     document = json.loads(run("study", "list", "--json").stdout)
     assert [study["study"] for study in document["studies"]] == [
         "learning_rate", "learning_rate_curvature", "lego", "lego_sets", "recycling", "recycling-8b",
-        "recycling-paper", "recycling_claims", "small",
+        "recycling-paper", "recycling_claims", "recycling_larger", "small",
     ]  # fmt: skip
 
 
