@@ -468,12 +468,14 @@ class CurvatureSlopes:
     configurations.
 
     `points` has for each task the curvature and the best rate of each configuration by its label. A best rate
-    that is the lowest or highest one tried only bounds the optimum: `edges` counts these, which are left out.
+    that is the lowest or highest one tried only bounds the optimum: `edges` counts these, which are left out;
+    `slope_with_edges` is the slope with them at that rate.
     """
 
     slope: Difference | None
     points: dict[str, dict[str, tuple[float, float]]]
     edges: int
+    slope_with_edges: Difference | None
 
 
 @dataclass(frozen=True)
@@ -520,7 +522,7 @@ def relate_curvature(results: Results, methods: Mapping[str, Any]) -> CurvatureS
     missing, and a rate where none failed.
     """
     points: dict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
-    edges = 0
+    edges: dict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
     for trial in _trials(results, methods):
         for task in dict.fromkeys(cell.task for cell in trial.cells):
             cells = [cell for cell in trial.cells if cell.task == task]
@@ -530,18 +532,22 @@ def relate_curvature(results: Results, methods: Mapping[str, Any]) -> CurvatureS
             best = best_rate(_mean_losses(cells))
             if best is None or not numbers or min(numbers) <= 0:
                 continue
-            if best[1]:
-                edges += 1
-            else:
-                points[task][trial.label] = statistics.fmean(numbers), best[0]
+            kept = edges if best[1] else points
+            kept[task][trial.label] = statistics.fmean(numbers), best[0]
+    if not points and not edges:
+        return None
+    both = {task: {**points.get(task, {}), **edges.get(task, {})} for task in {**points, **edges}}
+    return CurvatureSlopes(_slope(points), dict(points), sum(map(len, edges.values())), _slope(both))
+
+
+def _slope(points: Mapping[str, Mapping[str, tuple[float, float]]]) -> Difference | None:
+    """The slope of the logarithms within each task of three points or more, and its mean."""
     slopes = {}
     for task, pairs in points.items():
         x, y = np.log10(np.array(list(pairs.values()))).T
         if len(pairs) > 2 and np.ptp(x) > 0:
             slopes[task] = float(np.polyfit(x, y, 1)[0])
-    if not points and not edges:
-        return None
-    return CurvatureSlopes(summarise(slopes, {}) if slopes else None, dict(points), edges)
+    return summarise(slopes, {}) if slopes else None
 
 
 def best_rate(losses: Mapping[float, float]) -> tuple[float, bool] | None:

@@ -355,6 +355,8 @@ def _curvature_table(slopes: CurvatureSlopes) -> TableSection:
         f"better one may lie outside: {slopes.edges} of {count_noun(best_rates, 'best rate')}, the lowest or "
         "highest rate tried."
     )
+    if slopes.edges and slopes.slope_with_edges is not None:
+        note += f" With them at that rate: {slope_interval(slopes.slope_with_edges)}."
     return TableSection(
         "Rates and curvature", ("method", "curvature", "best rate", "tasks"), tuple(rows), note
     )

@@ -6,6 +6,7 @@ import json
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from studies.design import Study
@@ -64,6 +65,7 @@ def test_slopes_are_within_tasks() -> None:
     assert claims.rows == ((falls, "open", "too few tasks", "slope −0.75 [−3.93, 2.43]", ".2", ".2"),)
     assert claims.note.startswith("Points, but for slopes.")
     assert "Left out, since a better one may lie outside: 0 of 6 best rates," in table.note
+    assert "With them" not in table.note
 
 
 def test_best_rates_at_an_end_of_those_tried_are_left_out_of_slopes_and_counted() -> None:
@@ -83,11 +85,17 @@ def test_best_rates_at_an_end_of_those_tried_are_left_out_of_slopes_and_counted(
     assert found.slope.by_task == pytest.approx({"a": -1.0, "b": -0.5})
     assert found.edges == 1
     assert [len(pairs) for pairs in found.points.values()] == [3, 3]
+    # At 1e-4, the lowest rate: the last of four points a factor of two apart in curvature.
+    rates = [2e-3, 1e-3, 5e-4, 1e-4]
+    with_edge = np.polyfit(np.log10([10, 20, 40, 80]), np.log10(rates), 1)[0]
+    assert found.slope_with_edges is not None
+    assert found.slope_with_edges.by_task == pytest.approx({"a": with_edge, "b": -0.5})
     study = {"study": {"report": {"figures": ["curvature"]}}}
     rows = [*_rows(), *beyond]
     table = next(part for part in sections(Findings(study, rows)) if part.title == "Rates and curvature")
     assert isinstance(table, TableSection)
     assert "1 of 7 best rates" in table.note
+    assert "With them at that rate: slope −0.95 [" in table.note
     # With two configurations left there is no slope on a task.
     few = [row for row in rows if row["task"] == "a" and row["settings"]["rank"] != 1]  # type: ignore[index]
     found = relate_curvature(Results(few), {})
