@@ -548,10 +548,11 @@ def evaluate(
         names = [member.name for member in (*opened, *alone)]
         if ensemble is not None:
             _check_ensemble(ensemble, names)
+        asked = names if ensemble is None else [*names, ensemble]
         choices = (
             {}
             if items is None
-            else _choose_items(loaded_tasks, split, items, limit, asked_by, catalog, names)
+            else _choose_items(loaded_tasks, split, items, limit, asked_by, catalog, asked)
         )
         model = _as_model(base, catalog, device, dtype, date, report)
         for score in evaluation.evaluate(

@@ -21,10 +21,10 @@ from studies.store import StudyOutcome as StudyOutcome
 
 if TYPE_CHECKING:
     from loradex.catalog import Catalog
+    from studies.design import Study
     from studies.file import StudyFile
     from studies.grid import Grid
     from studies.run import Executor
-    from studies.store import Step
 
 _MOST_PROCESSES = 10_000
 
@@ -39,7 +39,7 @@ class StudyRow:
 
 @dataclass(frozen=True)
 class SmallPool:
-    """A pool of `k` members on a task for which only so many adapters (`members`) are left."""
+    """A pool of `k` members on a task for which there are only so many (`members`); one for each seed."""
 
     task: str
     k: int
@@ -70,11 +70,12 @@ class StudyPlan:
     seconds_elsewhere: float = 0.0
     logged: int = 0
     base: str = ""
+    dtype: str = ""
     small_pools: tuple[SmallPool, ...] = ()
 
     def sentences(self) -> list[str]:
         """How long the rest will take, what the study and its cuts can tell, and which pools are small."""
-        cost = _cost_sentences(self) if self.price is None else _price_sentences(self.price, self.base)
+        cost = _cost_sentences(self) if self.price is None else _price_sentences(self)
         return [*cost, *map(_power_sentence, self.power), *_small_pool_sentences(self.small_pools)]
 
 
@@ -294,20 +295,25 @@ def _make_plan(file: StudyFile, grid: Grid, *, doctor: Path | None = None) -> St
         seconds_elsewhere=round(cost.seconds_elsewhere, 1),
         logged=cost.logged,
         base=file.study.base,
-        small_pools=tuple(_small_pools(steps)),
+        dtype=file.study.dtype or "",
+        small_pools=tuple(_small_pools(file.study, grid)),
     )
 
 
-def _small_pools(steps: Sequence[Step]) -> Iterator[SmallPool]:
+def _small_pools(study: Study, grid: Grid) -> Iterator[SmallPool]:
     from studies.design import eligible
 
-    for step in steps:
-        if step.kind not in ("pool", "trainings") or step.params.get("by") == "all":
+    steps: set[str] = set()
+    for cell in grid.cells:
+        pool = study.pools[cell.pool] if cell.pool else None
+        if pool is None or pool.k is None or pool.by in ("all", "set"):
             continue
-        task, k = step.params["task"]["name"], step.params["k"]
-        members = len(step.inputs) if step.kind == "trainings" else len(eligible(step.params))
-        if members < k:
-            yield SmallPool(task, k, members)
+        step = cell.about[0]
+        step = step.inputs["pool"] if pool.control else step
+        members = len(step.inputs) if pool.by == "training" else len(eligible(step.params))
+        if members < pool.k and step.key not in steps:
+            steps.add(step.key)
+            yield SmallPool(cell.task, pool.k, members)
 
 
 def _small_pool_sentences(pools: Sequence[SmallPool]) -> Iterator[str]:
@@ -318,7 +324,7 @@ def _small_pool_sentences(pools: Sequence[SmallPool]) -> Iterator[str]:
         least, most = min(sizes), max(sizes)
         some = f"{least:,}" if least == most else f"{least:,} to {most:,}"
         tasks = count_noun(len({pool.task for pool in pools if pool.k == k}), "task")
-        yield f"pools of {k:,} have {some} members on {tasks}, since no more adapters are left for them"
+        yield f"pools of {k:,} have {some} members on {tasks}, since there are no more to choose from"
 
 
 def _cost_sentences(plan: StudyPlan) -> Iterator[str]:
@@ -336,22 +342,28 @@ def _cost_sentences(plan: StudyPlan) -> Iterator[str]:
     if plan.unmeasured:
         yield f"time not known before a first step of each kind is done: {counts(plan.unmeasured)}"
     if PRICED & plan.unmeasured.keys():
-        doctor = f"loradex doctor --base {shlex.quote(plan.base)} --json > doctor.json"
+        dtype = f" --dtype {plan.dtype}" if plan.dtype else ""
+        doctor = f"loradex doctor --base {shlex.quote(plan.base)}{dtype} --json > doctor.json"
         yield (
             f"to have it estimated before: `{doctor}` on the machine that is to do it, then count the study "
             "with --dry-run --doctor doctor.json"
         )
 
 
-def _price_sentences(price: StudyPrice, base: str) -> Iterator[str]:
+def _price_sentences(plan: StudyPlan) -> Iterator[str]:
     from studies.report.wording import counts, duration
 
+    price = plan.price
+    if price is None:
+        return
     parts = ", ".join(f"{kind} {duration(3600 * hours)}" for kind, hours in price.hours.items())
     if parts:
         total = duration(3600 * price.total)
         yield f"about {total} on {price.machine} with {price.model}, by its doctor report: {parts}"
-        if price.model not in (base, LOCAL_MODEL):
-            yield f"the study asks {base}, for which {price.model} may be too fast or too slow"
+        if price.model not in (plan.base, LOCAL_MODEL):
+            yield f"the study asks {plan.base}, for which {price.model} may be too fast or too slow"
+        if plan.dtype and price.dtype not in (plan.dtype, ""):
+            yield f"the study asks in {plan.dtype}, for which {price.dtype} may be too fast or too slow"
     else:
         yield "no step is left that is priced by a doctor report"
     if price.unpriced:

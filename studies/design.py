@@ -231,7 +231,7 @@ class Report(StudyPart):
 class Study(StudyPart):
     """A grid of tasks, pools, methods and seeds over one base model; `protocol` "" is the project's own.
 
-    `dtype` is that of the base's weights, by default float32 on a CPU and bfloat16 or float16 on a GPU.
+    `dtype` is that of the base's weights, by default float32 on a CPU and bfloat16 on a GPU.
     """
 
     study: Name

@@ -246,6 +246,7 @@ def _check_study(study: Study) -> None:
     for name, method in study.methods.items():
         _check_names(study, name, method)
         _check_settings(study, name, method)
+    _check_relevance(study)
     labels = list(dict.fromkeys(all_labels(study)))
     for number, claim in enumerate(study.report.claims):
         for key, label_list in (("compare", claim.compare), ("with", claim.against)):
@@ -254,6 +255,17 @@ def _check_study(study: Study) -> None:
     against = study.report.against
     if against is not None and against not in labels:
         raise WrongError(("report", "against"), _unknown(against, labels))
+
+
+def _check_relevance(study: Study) -> None:
+    """Raises WrongError for a figure of relevance where no pool has members that are measured alone."""
+    pools = study.pools.values()
+    if "relevance" in study.report.figures and all(pool.by == "training" or pool.control for pool in pools):
+        at = study.report.figures.index("relevance")
+        raise WrongError(
+            ("report", "figures", at),
+            "only pools of adapters have a relevance, not those of stand-ins or by training; remove it",
+        )
 
 
 def _check_size(study: Study) -> None:
@@ -301,7 +313,14 @@ def _check_sets(study: Study) -> None:
             if pool.by == "set":
                 raise WrongError(("pools", name, "by"), "a pool by set requires sets; describe them by sets")
         return
+    if study.adapters is None:
+        raise WrongError(("sets",), "sets are drawn from adapters; give their folder by adapters")
     for name, pool in study.pools.items():
+        if pool.by == "training":
+            raise WrongError(
+                ("pools", name, "by"),
+                "a pool by training is another one for each task that judges a set; take one by set",
+            )
         if pool.by == "set" and pool.k is not None and pool.k > sets.size:
             raise WrongError(("pools", name, "k"), f"a set has {sets.size} members; lower k")
     _check_named_sets(sets, len(study.seeds))

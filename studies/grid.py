@@ -31,6 +31,7 @@ from merging.model import (
     chat_format,
     checkpoint,
     date_of,
+    default_dtype,
     find_protocol,
     find_task,
     first_look,
@@ -365,7 +366,7 @@ class _GridBuilder:
                 raise UsageError("A pool by set requires a study of sets; describe them by `sets`.")
             return self._set_step(self.study.sets, seed, pool.k)
         if pool.by == "training":
-            return self._pool_of_trainings(task, seed, self.study.methods[str(pool.method)], pool.k)
+            return self._pool_of_trainings(task, seed, str(pool.method), pool.k)
         params = {
             "task": {"name": task.name},
             "by": pool.by,
@@ -388,16 +389,20 @@ class _GridBuilder:
             params["seed"] = seed
         return self._step("pool", params, inputs)
 
-    def _pool_of_trainings(self, task: Task, seed: int, method: Method, k: int | None) -> Step:
-        """The new LoRAs of `k` of the other tasks, or of all, in the order of a draw by the seed."""
-        others = sorted(set(self.tasks) - {task.name})
+    def _pool_of_trainings(self, task: Task, seed: int, name: str, k: int | None) -> Step:
+        """The new LoRAs of `k` of the other tasks that a method is asked on, or of all, in the order of a
+        draw by the seed."""
+        method = self.study.methods[name]
+        others = sorted(set(self.tasks if method.tasks is None else method.tasks) - {task.name})
         if not others:
-            raise UsageError("A pool by training requires new LoRAs of other tasks; name more than one task.")
-        k = k or len(others)
+            raise UsageError(
+                f"A pool by training on {task.name} has no members, since {name} trains on no other task; "
+                "name more tasks."
+            )
         draw = random.Random(f"pool:{task.name}:{seed}")  # noqa: S311 - a draw, not a secret
-        chosen = draw.sample(others, min(k, len(others)))
-        inputs = {name: self._train_step(self.tasks[name], seed, method) for name in chosen}
-        return self._step("trainings", {"task": {"name": task.name}, "k": k, "tasks": chosen}, inputs)
+        chosen = draw.sample(others, min(k or len(others), len(others)))
+        inputs = {other: self._train_step(self.tasks[other], seed, method) for other in chosen}
+        return self._step("trainings", {"tasks": chosen}, inputs)
 
     def _gradient(self, task: Task, seed: int, samples: int) -> Step:
         samples = min(samples, self.study.tasks.train)
@@ -525,12 +530,12 @@ def _task_of_adapter(folder: Path) -> str | None:
 def _identity(study: Study, bases: Path | None, device: str) -> dict[str, Any]:
     """What a base model is known by; results of a CPU and of a GPU are not the same, nor those of two data
     types."""
-    place = checkpoint(study.base, bases)
+    place, default = checkpoint(study.base, bases), default_dtype(device)
     return {
         "name": study.base,
         "digest": _digest(place) if place else None,
         "device": device.partition(":")[0],
-        **({"dtype": study.dtype} if study.dtype else {}),
+        **({"dtype": study.dtype} if study.dtype not in (None, default) else {}),
     }
 
 

@@ -46,6 +46,7 @@ class Speed:
     read: float
     generated: float
     learned: float
+    dtype: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class StudyPrice:
     model: str
     hours: dict[str, float]
     unpriced: dict[str, int]
+    dtype: str = ""
 
     @property
     def total(self) -> float:
@@ -109,6 +111,7 @@ def read_speed(file: Path) -> Speed:
     return Speed(
         machine=str(machine.get("name") or processor),
         model=str(model.get("name") or "unknown"),
+        dtype=str(model.get("dtype") or ""),
         read=rates[0],
         generated=rates[1],
         learned=rates[2] / rates[3],
@@ -125,7 +128,9 @@ def price(place: Place, pending: Sequence[Step], speed: Speed) -> StudyPrice:
         elif step.kind not in _FREE:
             seconds = work.read / speed.read + work.generated / speed.generated + work.learned / speed.learned
             hours[step.kind] += seconds / 3600
-    return StudyPrice(speed.machine, speed.model, dict(sorted(hours.items())), dict(sorted(unpriced.items())))
+    return StudyPrice(
+        speed.machine, speed.model, dict(sorted(hours.items())), dict(sorted(unpriced.items())), speed.dtype
+    )
 
 
 def work_of(place: Place, step: Step) -> Work | None:

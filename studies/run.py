@@ -15,7 +15,7 @@ import contextlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,8 @@ def carry_out(place: Place, step: Step) -> str | None:
             if input_result is None and not tolerable:
                 # The first cause, however many steps lie between.
                 raise EvaluationError(place.error(step.inputs[name]) or "What it needs was not made.")
+        if step.kind not in _TOLERANT:
+            _refuse_absent(place, step, inputs.values())
         began = time.perf_counter()
         with new_folder(place.steps / step.key, overwrite=True, record=RESULT) as out:
             results = {
@@ -89,6 +91,14 @@ def carry_out(place: Place, step: Step) -> str | None:
         place.fail(step, error)
         return str(error)
     return None
+
+
+def _refuse_absent(place: Place, step: Step, results: Iterable[Mapping[str, Any] | None]) -> None:
+    """Raises EvaluationError if files that these results name were to be made anew, and this failed."""
+    absent = {key for result in results if result for key in place.absent_makers(result)}
+    for maker in in_order(step.inputs.values()) if absent else ():
+        if maker.key in absent and (error := place.error(maker)):
+            raise EvaluationError(error)
 
 
 def one_by_one(place: Place, steps: Sequence[Step]) -> Iterator[tuple[Step, str | None]]:
@@ -126,8 +136,7 @@ class Ray:
         for step in steps:
             if len(waiting) >= most:
                 yield self._next(ray, waiting)
-            needs = [sent[needed.key] for needed in step.inputs.values() if needed.key in sent]
-            sent[step.key] = task.remote(place, step, *needs)
+            sent[step.key] = task.remote(place, step, *_awaited(step, sent).values())
             waiting[sent[step.key]] = step
         while waiting:
             yield self._next(ray, waiting)
@@ -135,6 +144,15 @@ class Ray:
     def _next(self, ray: Any, waiting: dict[Any, Step]) -> tuple[Step, str | None]:
         (finished, *_), _ = ray.wait(list(waiting))
         return waiting.pop(finished), ray.get(finished)
+
+
+def _awaited(step: Step, sent: Mapping[str, Any]) -> dict[str, Any]:
+    """The references of the steps sent that a step needs. An input that is not sent is done, yet the files
+    that it names may be made anew by a step before it."""
+    found: dict[str, Any] = {}
+    for needed in step.inputs.values():
+        found |= {needed.key: sent[needed.key]} if needed.key in sent else _awaited(needed, sent)
+    return found
 
 
 def _carry_out_after(place: Place, step: Step, *needs: str | None) -> str | None:

@@ -1,4 +1,14 @@
-from .base import BaseDtype, LoadedBase, check_source, checkpoint, first_look, keep_base, load_base, quiet
+from .base import (
+    BaseDtype,
+    LoadedBase,
+    check_source,
+    checkpoint,
+    default_dtype,
+    first_look,
+    keep_base,
+    load_base,
+    quiet,
+)
 from .layers import is_conv1d, is_linear, is_router, reads_dt_proj, unreachable_layers
 from .memory import MemoryRecord, Sizes, in_pieces, is_shortage, memory_limit, recompute_layers, release
 from .products import FixedLinear, multiply, quicken_layers
@@ -66,6 +76,7 @@ __all__ = [
     "check_source",
     "checkpoint",
     "date_of",
+    "default_dtype",
     "draw",
     "encode",
     "encode_each",

@@ -113,7 +113,7 @@ def load_base(
         raise UsageError(f"{base} is a GGUF file; convert it once with `keep_base(ID, {base})`.")
     place = checkpoint(base, bases)
     where = _find_device(device)
-    kind = dtype or ("float32" if where.type == "cpu" else "bfloat16")
+    kind = dtype or default_dtype(where.type)
     options = {
         "dtype": getattr(torch, "bfloat16" if kind in QUANTISED else kind),
         **_placement(device, where),
@@ -129,6 +129,11 @@ def load_base(
     commit = getattr(model.config, "_commit_hash", None)
     reading = reading_of(model, bases / CHECKS if bases else None)
     return LoadedBase(base, model, tokenizer, min(longest, CONTEXT), commit, reading, date)
+
+
+def default_dtype(device: str) -> BaseDtype:
+    """The data type of a base model's weights on a device where none is given."""
+    return "float32" if device == "cpu" else "bfloat16"
 
 
 def checkpoint(base: str, bases: Path | None) -> Path | None:

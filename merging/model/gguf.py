@@ -26,8 +26,17 @@ _NUMBERS = ("block_count", "embedding_length", "feed_forward_length", "attention
 _WORDS = "tokenizer.ggml.tokens"
 # The architectures that are converted, with the projections of theirs that have a bias.
 _BIASES: Mapping[str, tuple[str, ...]] = {"llama": (), "qwen2": ("attn_q", "attn_k", "attn_v")}
-# Where positions are scaled, as in Llama 3.1 and with YaRN: the conversion library ignores it.
-_SCALED_TENSOR, _SCALED_VALUES = "rope_freqs.weight", ("rope.scaling.type", "rope.scale_linear")
+# The kinds of tokenizer that the conversion library reads for them; it reads others as one of these.
+_TOKENIZERS: Mapping[str, tuple[str, ...]] = {"llama": ("llama", "gpt2"), "qwen2": ("gpt2",)}
+_TOKENIZER = "tokenizer.ggml.model"
+# Where positions are scaled, as in Llama 3.1 and with YaRN: the conversion library ignores it. A factor
+# without a type is a linear one to llama.cpp.
+_SCALED_TENSOR = "rope_freqs.weight"
+_UNSCALED: Mapping[str, tuple[object, ...]] = {
+    "rope.scaling.type": (None, "none"),
+    "rope.scaling.factor": (None, 0, 1),
+    "rope.scale_linear": (None, 0, 1),
+}
 
 
 class GgufError(ValueError):
@@ -57,6 +66,9 @@ def check_architecture(path: Path) -> str:
     _refuse_scaled_positions(header, kind)
     if _WORDS not in header.lists:
         raise GgufError(f"it does not contain {_WORDS}")
+    if header.values.get(_TOKENIZER) not in _TOKENIZERS[kind]:
+        known = " or ".join(map(repr, _TOKENIZERS[kind]))
+        raise GgufError(f"its {_TOKENIZER} is {str(header.values.get(_TOKENIZER))[:40]!r}, not {known}")
     # Each block has separate tensors, so that a larger number is invalid.
     if blocks > len(header.tensors):
         raise GgufError(f"it has {len(header.tensors):,} tensors, too few for {blocks:,} blocks")
@@ -85,8 +97,11 @@ def check_architecture(path: Path) -> str:
 
 
 def _refuse_scaled_positions(header: GgufHeader, kind: str) -> None:
-    names = [f"{kind}.{name}" for name in _SCALED_VALUES]
-    scaled = [name for name in names if header.values.get(name) not in (None, "none")]
+    scaled = [
+        f"{kind}.{name}"
+        for name, values in _UNSCALED.items()
+        if header.values.get(f"{kind}.{name}") not in values
+    ]
     scaled += [_SCALED_TENSOR] if _SCALED_TENSOR in header.tensors else []
     if scaled:
         raise GgufError(

@@ -494,6 +494,7 @@ def _run(findings: Findings) -> TableSection:
     state = {status: findings.count(status) for status in ("done", "failed", "missing")}
     rows = {
         "base model": _with_digest(base.get("name"), base.get("digest")),
+        **({"data type": dtype} if (dtype := record.get("dtype")) else {}),
         "tasks": count_noun(len(findings.grid.tasks), "task"),
         **({"sets": count_noun(len(seeds), "set")} if findings.sets else {}),
         "seeds": list_names([str(seed) for seed in seeds]),

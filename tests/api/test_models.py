@@ -258,6 +258,8 @@ def test_a_new_adapter_is_placed_by_few_items(base: LoadedBase, tmp_path: Path) 
         # Whoever is asked takes no part in the choice, so that nothing predicts itself.
         with pytest.raises(UsageError, match=r"few: .* 10 or more adapters .* there are 9"):
             loradex.evaluate(base, task, known[3], items=3, catalog=catalog)
+        with pytest.raises(UsageError, match=r"few: .* 10 or more adapters .* there are 9"):
+            loradex.evaluate(base, task, new, items=3, ensemble="k3", catalog=catalog)
         twin = write_task(tmp_path / "twin" / "few", rows[:6])
         with pytest.raises(
             UsageError, match="Two tasks are called few; choose items for one after the other"

@@ -84,6 +84,21 @@ def test_a_study_is_counted_run_and_reported(file: Path, tmp_path: Path) -> None
             ],
         ),
         (
+            StudyPlan(
+                9,
+                9,
+                0,
+                {},
+                price=StudyPrice("A card", "b", {"train": 2.0}, {}, "float32"),
+                base="b",
+                dtype="bfloat16",
+            ),
+            [
+                "about 2.0 h on A card with b, by its doctor report: train 2.0 h",
+                "the study asks in bfloat16, for which float32 may be too fast or too slow",
+            ],
+        ),
+        (
             StudyPlan(9, 9, 0, {}, price=StudyPrice("A card", LOCAL_MODEL, {"train": 2.0}, {}), base="large"),
             ["about 2.0 h on A card with a local folder, by its doctor report: train 2.0 h"],
         ),
@@ -96,8 +111,8 @@ def test_a_study_is_counted_run_and_reported(file: Path, tmp_path: Path) -> None
                 9, 9, 9, {}, small_pools=(SmallPool("a", 3, 1), SmallPool("b", 3, 2), SmallPool("b", 20, 2))
             ),
             [
-                "pools of 3 have 1 to 2 members on 2 tasks, since no more adapters are left for them",
-                "pools of 20 have 2 members on 1 task, since no more adapters are left for them",
+                "pools of 3 have 1 to 2 members on 2 tasks, since there are no more to choose from",
+                "pools of 20 have 2 members on 1 task, since there are no more to choose from",
             ],
         ),
     ],
@@ -112,7 +127,7 @@ def test_a_plan_says_which_pools_will_be_smaller_than_their_k(tmp_path: Path) ->
     plan = loradex.StudyRequest(path, tmp_path / "out").plan()
     # One of the four adapters was trained on this task and is left out, with either seed.
     assert plan.small_pools == (SmallPool("thirds", 4, 3),) * 2
-    sentence = "pools of 4 have 3 members on 1 task, since no more adapters are left for them"
+    sentence = "pools of 4 have 3 members on 1 task, since there are no more to choose from"
     assert plan.sentences()[-1] == sentence
     path.write_text(path.read_text().replace("{by: random, k: 4}", "{by: all, k: 4}"))
     assert loradex.StudyRequest(path, tmp_path / "out").plan().small_pools == ()

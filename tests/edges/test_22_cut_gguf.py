@@ -18,7 +18,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from merging.model import load_base
 from merging.model.gguf import GgufError, check_architecture
 from tests.cli.conftest import Program
-from tests.edges.gguf_files import BLOCKS, HEADS, INNER, WIDTH, WORDS, shapes, write_gguf
+from tests.edges.gguf_files import BLOCKS, HEADS, INNER, ROPE_BASE, WIDTH, WORDS, shapes, write_gguf
 from tests.edges.rows import row
 from tests.shared_data import shared
 
@@ -56,9 +56,13 @@ def test_a_whole_file_is_parsed_once_and_kept(
     assert all(getattr(gguf, name) is part for name, part in parts.items())
 
 
-def test_a_kept_model_of_qwen2_is_the_one_in_the_file(run: Program, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_kept_model_of_qwen2_is_the_one_in_the_file(
+    run: Program, data: Path, tmp_path: Path, tied: bool
+) -> None:
     """Its logits are those of a model with the file's tensors, biases too; its tokenizer reads merges."""
-    file = write_gguf(tmp_path / "tiny.gguf", kind="qwen2")
+    output = {} if tied else {"output.weight": (len(WORDS), WIDTH)}
+    file = write_gguf(tmp_path / "tiny.gguf", kind="qwen2", tensors=shapes("qwen2") | output)
     assert run("base", "keep", "made/x", str(file)).exit_code == 0
     kept = load_base("made/x", bases=data / "bases")
     assert type(kept.model) is Qwen2ForCausalLM
@@ -68,14 +72,14 @@ def test_a_kept_model_of_qwen2_is_the_one_in_the_file(run: Program, data: Path, 
         intermediate_size=INNER,
         num_hidden_layers=BLOCKS,
         num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
+        num_key_value_heads=1,
         rms_norm_eps=1e-5,
-        rope_theta=10_000.0,
-        tie_word_embeddings=True,
+        rope_theta=ROPE_BASE,
+        tie_word_embeddings=tied,
     )
     own = Qwen2ForCausalLM(config).eval()
     tensors = {tensor.name: torch.tensor(tensor.data) for tensor in gguf.GGUFReader(file).tensors}
-    places = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
+    places = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
     for number in range(BLOCKS):
         of_block = {
             "attn_norm": "input_layernorm",
@@ -87,11 +91,12 @@ def test_a_kept_model_of_qwen2_is_the_one_in_the_file(run: Program, data: Path, 
         places |= {f"blk.{number}.{name}": f"model.layers.{number}.{new}" for name, new in of_block.items()}
     named = [(*name.rsplit(".", 1), values) for name, values in tensors.items()]
     values = {f"{places[place]}.{part}": values for place, part, values in named}
-    assert own.load_state_dict(values, strict=False) == (["lm_head.weight"], [])
+    assert own.load_state_dict(values, strict=False) == (["lm_head.weight"] if tied else [], [])
     tokens = torch.tensor([[0, 5, 2, 6, 3]])
     with torch.no_grad():
         torch.testing.assert_close(kept.model(tokens).logits, own(tokens).logits)
     assert kept.tokenizer("abcde", add_special_tokens=False)["input_ids"] == [5, 6, 4]
+    assert kept.tokenizer("ab<|im_end|>c", add_special_tokens=False)["input_ids"] == [5, 7, 2]
 
 
 def test_what_only_the_library_can_tell_is_one_sentence(run: Program, data: Path, tmp_path: Path) -> None:
@@ -114,8 +119,16 @@ def changed(**tensors: tuple[int, ...] | None) -> dict[str, tuple[int, ...]]:
     ("options", "words"),
     [
         ({"kind": "qwen3"}, "its architecture is 'qwen3', not 'llama' or 'qwen2'"),
-        ({"kind": "qwen2", "tensors": shapes()}, "it does not contain the tensor blk.0.attn_q.bias"),
-        ({"tensors": shapes("qwen2")}, "it has a tensor blk.0.attn_q.bias"),
+        (
+            {"kind": "qwen2", "tensors": shapes(), "values": {"attention.head_count_kv": HEADS}},
+            "it does not contain the tensor blk.0.attn_q.bias",
+        ),
+        (
+            {"tensors": shapes("qwen2"), "values": {"attention.head_count_kv": 1}},
+            "it has a tensor blk.0.attn_q.bias",
+        ),
+        ({"kind": "qwen2", "tokenizer": "llama"}, "its tokenizer.ggml.model is 'llama', not 'gpt2'"),
+        ({"tokenizer": "bert"}, "its tokenizer.ggml.model is 'bert', not 'llama' or 'gpt2'"),
         ({"kind": "qwen2", "values": {"attention.head_count_kv": 0}}, "qwen2.attention.head_count_kv"),
         ({"kind": "qwen2", "values": {"rope.scale_linear": 2}}, "are scaled (qwen2.rope.scale_linear)"),
         ({"words": None}, "it does not contain tokenizer.ggml.tokens"),
@@ -134,6 +147,9 @@ def changed(**tensors: tuple[int, ...] | None) -> dict[str, tuple[int, ...]]:
         ({"tensors": {}}, "it claims 0 tensors"),
         ({"tensors": shapes() | {"rope_freqs.weight": (2,)}}, "its positions are scaled (rope_freqs.weight)"),
         ({"values": {"rope.scale_linear": 2}}, "its positions are scaled (llama.rope.scale_linear)"),
+        # A factor without a type is a linear one.
+        ({"values": {"rope.scaling.factor": 4}}, "its positions are scaled (llama.rope.scaling.factor)"),
+        ({"kind": "qwen2", "texts": {"rope.scaling.type": "yarn"}}, "(qwen2.rope.scaling.type)"),
     ],
 )
 def test_another_model_is_told_apart(options: dict[str, Any], words: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 pytest.importorskip("peft")
 
 import loradex
-from catalog.errors import UsageError
+from catalog.errors import MemoryLimitError, UsageError
 from merging.evaluation import measure
 from merging.learning import train
 from merging.live import LiveStack
@@ -22,11 +23,11 @@ from merging.model import budget, draw, load_base, read_task
 from merging.static import carry_out, plan
 from studies.design import Study
 from studies.file import read_study
-from studies.grid import GridCell, _GridBuilder
+from studies.grid import Grid, GridCell, _GridBuilder
 from studies.pricing import work_of
 from studies.record import FACTS, RESULTS
-from studies.run import run
-from studies.steps import _load_once
+from studies.run import Ray, run
+from studies.steps import KINDS, Job, _load_once
 from studies.store import LOG, Place, Step, pending_steps
 from tests.merging.tiny import write_task
 from tests.studies.grids import keys, make_study
@@ -54,7 +55,7 @@ methods:
   recycling: {{use: adapt, method: recycling, with: new LoRA, steps: 2, pools: [others, noise]}}
 report:
   against: new LoRA
-  figures: [gains, relevance]
+  figures: [gains]
   claims:
     - {{claim: it helps, compare: recycling | others, with: new LoRA}}
 """
@@ -81,7 +82,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / RESULTS).read_text().splitlines()]
 
 
-def _cells(**pool: Any) -> list[GridCell]:
+def _cells(*, method: dict[str, Any] | None = None, **pool: Any) -> list[GridCell]:
     study = Study.model_validate(
         {
             "study": "s",
@@ -91,7 +92,7 @@ def _cells(**pool: Any) -> list[GridCell]:
             "seeds": [0, 1],
             "pools": {"others": {"by": "training", "method": "new", **pool}},
             "methods": {
-                "new": {"use": "train", "learning_rates": [1e-4, 1e-3]},
+                "new": {"use": "train", "learning_rates": [1e-4, 1e-3], **(method or {})},
                 "average": {"use": "merge", "method": "average"},
             },
         }
@@ -137,7 +138,7 @@ def test_one_task_alone_has_no_others() -> None:
         }
     )
     builder = _GridBuilder(study, {"a": TASKS["a"]}, {}, {"name": "org/base"})  # type: ignore[dict-item]
-    with pytest.raises(UsageError, match="requires new LoRAs of other tasks; name more than one task"):
+    with pytest.raises(UsageError, match="on a has no members, since new trains on no other task"):
         list(builder.cells())
 
 
@@ -180,21 +181,23 @@ def test_scores_are_those_of_the_library_asked_directly(world: Path, out: Path, 
     assert rows["thirds", "average", "noise"]["loss"] != row["loss"]
 
 
+def _folder_without_a_cell(world: Path, out: Path, tmp_path: Path) -> tuple[Path, Grid, GridCell]:
+    """A folder with the log of a whole run but for one cell, which needs the LoRA of another task."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    _, grid = make_study(world, folder)
+    cell = next(cell for cell in grid.cells if (cell.task, cell.label) == ("halves", "first | one"))
+    lines = [line for line in (out / LOG).read_text().splitlines(keepends=True) if cell.step.key not in line]
+    (folder / LOG).write_text("".join(lines))
+    return folder, grid, cell
+
+
 def test_a_log_goes_on_with_the_trainings_that_a_missing_cell_needs(
     world: Path, out: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "out"
-    folder.mkdir()
-    shutil.copy(out / LOG, folder)
-    _, grid = make_study(world, folder)
-    assert pending_steps(grid.place, grid.steps) == []
-    cell = next(cell for cell in grid.cells if (cell.task, cell.label) == ("halves", "first | one"))
-    lines = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
-    (folder / LOG).write_text(
-        "".join(json.dumps(row) + "\n" for row in lines if row["step"] != cell.step.key)
-    )
+    folder, grid, cell = _folder_without_a_cell(world, out, tmp_path)
     [pool] = [step for step in cell.about if step.kind == "trainings"]
-    [member] = next(line for line in lines if line["step"] == pool.key)["result"]["members"]
+    [member] = (grid.place.result(pool) or {})["members"]
     pending = [step.key for step in pending_steps(grid.place, grid.steps)]
     assert pending == [member["adapter"].partition("/")[0], cell.step.key]
     outcome = run(*make_study(world, folder))
@@ -202,11 +205,11 @@ def test_a_log_goes_on_with_the_trainings_that_a_missing_cell_needs(
     assert (folder / RESULTS).read_bytes() == (out / RESULTS).read_bytes()
 
 
-def test_the_report_has_the_pools_and_no_relevance(out: Path) -> None:
-    report = loradex.report_study(out)
-    text = Path(report.markdown).read_text()
-    assert "recycling \\| others" in text or "recycling | others" in text
-    assert "one" in text
+def test_the_report_has_a_row_for_each_pool(out: Path) -> None:
+    text = Path(loradex.report_study(out).markdown).read_text()
+    for row in ("average \\| others", "first \\| one", "recycling \\| noise"):
+        assert f"| {row} |" in text
+    assert "data type" not in text
 
 
 def test_pools_that_are_smaller_than_asked_for_are_said(world: Path, tmp_path: Path) -> None:
@@ -251,6 +254,9 @@ def test_an_ensemble_of_trainings_is_priced_by_its_members(world: Path, tmp_path
         ),
         ("batch: 2,", "batch: 2, over: {{rank: [1, 2]}},", 6, "name a method with one"),
         ("batch: 2,", "batch: 2, variant: dora,", 6, "new LoRA trains dora, which no merge holds"),
+        ("figures: [gains]", "figures: [gains, relevance]", 18, "only pools of adapters have a relevance"),
+        ("pools:\n", "sets: {{size: 2}}\npools:\n", 5, "sets are drawn from adapters"),
+        ("pools:\n", "adapters: {{from: a}}\nsets: {{size: 2}}\npools:\n", 8, "take one by set"),
         ("base: {base}", "base: {base}\ndtype: 4bit", 4, "'float32', 'bfloat16' or 'float16'"),
     ],
 )
@@ -277,6 +283,8 @@ def test_the_base_has_the_data_type_of_the_study(world: Path, out: Path, tmp_pat
     assert (outcome.failed, outcome.missing) == (0, 0)
     facts = json.loads((tmp_path / "out" / FACTS).read_text())
     assert facts["base"]["dtype"] == facts["study"]["dtype"] == "bfloat16"
+    text = Path(loradex.report_study(tmp_path / "out").markdown).read_text()
+    assert "| data type | bfloat16 |" in text
     losses = [
         (row["loss"], whole["loss"]) for row, whole in zip(_rows(tmp_path / "out"), _rows(out), strict=True)
     ]
@@ -299,3 +307,100 @@ def test_a_record_of_a_study_without_them_stays_the_same(world: Path, tmp_path: 
         }
     )
     assert "method" not in chance.model_dump(mode="json", by_alias=True)["pools"]["chance"]
+
+
+class _Eager:
+    """Ray, as far as a study uses it: a step is carried out when its reference is waited for, and those that
+    it was given before it; later ones first, as where many workers are free."""
+
+    def __init__(self) -> None:
+        self.order: list[str] = []
+
+    def remote(self, **_: Any) -> Any:
+        return lambda function: SimpleNamespace(remote=lambda *words: _Reference(self, function, words))
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 100.0}
+
+    def wait(self, waiting: list[Any]) -> tuple[list[Any], list[Any]]:
+        return [waiting[-1]], waiting[:-1]
+
+    def get(self, reference: Any) -> str | None:
+        outcome: str | None = reference.carry_out()
+        return outcome
+
+
+class _Reference:
+    def __init__(self, ray: _Eager, function: Any, words: tuple[Any, ...]) -> None:
+        self.ray, self.function, self.words = ray, function, words
+        self.outcomes: list[str | None] = []
+
+    def carry_out(self) -> str | None:
+        if not self.outcomes:
+            place, step, *needs = self.words
+            outcomes = [need.carry_out() for need in needs]
+            self.ray.order.append(step.key)
+            self.outcomes.append(self.function(place, step, *outcomes))
+        return self.outcomes[0]
+
+
+def test_a_log_goes_on_with_ray_that_waits_for_the_trainings(
+    world: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = _Eager()
+    monkeypatch.setattr("studies.run.connect_ray", lambda *_: contextlib.nullcontext(ray))
+    monkeypatch.setattr("studies.run.require_extra", lambda *_: None)
+    folder, grid, cell = _folder_without_a_cell(world, out, tmp_path)
+    outcome = run(read_study(str(world)), grid, executor=Ray(workers=2))
+    assert (outcome.failed, outcome.missing) == (0, 0)
+    assert ray.order[-1] == cell.step.key
+    assert len(ray.order) > 1
+    assert (folder / RESULTS).read_bytes() == (out / RESULTS).read_bytes()
+
+
+def test_a_training_that_fails_anew_is_why_a_cell_fails(
+    world: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_job: Job) -> dict[str, Any]:
+        raise MemoryLimitError("A new LoRA does not fit into memory.")
+
+    monkeypatch.setattr("studies.run.KINDS", {**KINDS, "train": fail})
+    _, grid, _ = _folder_without_a_cell(world, out, tmp_path)
+    outcome = run(read_study(str(world)), grid)
+    assert (outcome.failed, outcome.errors) == (1, ("A new LoRA does not fit into memory.",))
+
+
+def test_trainings_are_of_the_tasks_that_the_method_is_asked_on() -> None:
+    def members(**method: Any) -> dict[str, list[str]]:
+        cells = _cells(method=method)
+        return {
+            cell.task: cell.step.inputs["adapter"].inputs["pool"].params["tasks"]
+            for cell in cells
+            if cell.pool and cell.seed == 0
+        }
+
+    assert {task: sorted(names) for task, names in members(tasks=["a", "c"]).items()} == {
+        task: [name for name in "ac" if name != task] for task in TASKS
+    }
+    with pytest.raises(UsageError, match="on a has no members, since new trains on no other task"):
+        members(tasks=["a"])
+
+
+def test_a_k_that_takes_all_is_no_k() -> None:
+    keys_of = [
+        [cell.step.key for cell in _cells(**pool) if cell.pool] for pool in ({}, {"k": 5}, {"k": 9}, {"k": 4})
+    ]
+    assert keys_of[0] == keys_of[1] == keys_of[2] != keys_of[3]
+
+
+def test_the_default_data_type_is_the_same_study(world: Path, tmp_path: Path) -> None:
+    path = world.parent / "whole.yaml"
+    path.write_text(world.read_text().replace("tasks: {", "dtype: float32\ntasks: {", 1))
+    assert keys(path, tmp_path / "out") == keys(world, tmp_path / "out")
+
+
+def test_how_to_estimate_a_study_names_its_data_type(world: Path, tmp_path: Path) -> None:
+    path = world.parent / "half.yaml"
+    path.write_text(world.read_text().replace("tasks: {", "dtype: bfloat16\ntasks: {", 1))
+    plan_of_study = loradex.StudyRequest(path, tmp_path / "out").plan()
+    assert any(" --dtype bfloat16 --json" in line for line in plan_of_study.sentences())
