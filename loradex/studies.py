@@ -54,8 +54,9 @@ class StudyPlan:
     same kind that were done here. `seconds_elsewhere` is that of kinds which only the log has, by `logged`
     steps of it; their run may have been on another machine. Steps of kinds not done yet are counted in
     `unmeasured`. `power` says what the study can tell, then what cheaper cuts of it could. `price` says what
-    is left on the machine of a doctor report, and `base` is the base model that the study asks. `small_pools`
-    has the tasks' pools that will have fewer members than they ask for, since no more adapters are left.
+    is left on the machine of a doctor report. `base` is the base model that the study asks, and `dtype` its
+    data type where the study names one. `small_pools` has the tasks' pools that will have fewer members than
+    they ask for, since there are no more to choose from.
     """
 
     cells: int
@@ -75,7 +76,7 @@ class StudyPlan:
 
     def sentences(self) -> list[str]:
         """How long the rest will take, what the study and its cuts can tell, and which pools are small."""
-        cost = _cost_sentences(self) if self.price is None else _price_sentences(self)
+        cost = _cost_sentences(self) if self.price is None else _price_sentences(self, self.price)
         return [*cost, *map(_power_sentence, self.power), *_small_pool_sentences(self.small_pools)]
 
 
@@ -350,12 +351,9 @@ def _cost_sentences(plan: StudyPlan) -> Iterator[str]:
         )
 
 
-def _price_sentences(plan: StudyPlan) -> Iterator[str]:
+def _price_sentences(plan: StudyPlan, price: StudyPrice) -> Iterator[str]:
     from studies.report.wording import counts, duration
 
-    price = plan.price
-    if price is None:
-        return
     parts = ", ".join(f"{kind} {duration(3600 * hours)}" for kind, hours in price.hours.items())
     if parts:
         total = duration(3600 * price.total)
@@ -363,7 +361,8 @@ def _price_sentences(plan: StudyPlan) -> Iterator[str]:
         if price.model not in (plan.base, LOCAL_MODEL):
             yield f"the study asks {plan.base}, for which {price.model} may be too fast or too slow"
         if plan.dtype and price.dtype not in (plan.dtype, ""):
-            yield f"the study asks in {plan.dtype}, for which {price.dtype} may be too fast or too slow"
+            asked = f"{plan.base} in {plan.dtype}"
+            yield f"the study asks {asked}, for which {price.dtype} may be too fast or too slow"
     else:
         yield "no step is left that is priced by a doctor report"
     if price.unpriced:

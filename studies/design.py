@@ -35,7 +35,6 @@ Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-
 # The members of pools that are not chosen among the adapters of the study.
 _MEMBERS = {"set": "the members of the set", "training": "new LoRAs of the other tasks"}
 
@@ -102,7 +101,7 @@ class StudyPool(StudyPart):
     seeds: Seeds | None = None
 
     @model_validator(mode="after")
-    def _check_size(self) -> StudyPool:
+    def _check_settings(self) -> StudyPool:
         if self.k is None and self.by not in ("all", "set", "training"):
             raise ValueError("give the number of members by k")
         if (self.method is None) == (self.by == "training"):
@@ -259,10 +258,10 @@ class Study(StudyPart):
 
     @model_serializer(mode="wrap")
     def _leave_out_default(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The study without what it does not set of its own, so that records stay the same."""
+        """The study without `dtype`, `protocol` and `sets` if it has none, so that records stay the same."""
         document: dict[str, Any] = serialise(self)
-        own = ("dtype", "protocol", "sets")
-        return {key: value for key, value in document.items() if key not in own or value}
+        optional = ("dtype", "protocol", "sets")
+        return {key: value for key, value in document.items() if key not in optional or value}
 
 
 KINDS_OF_METHOD: tuple[type[_Method], ...] = (Base, Train, Single, Ensemble, Merge, Adapt)

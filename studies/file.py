@@ -258,13 +258,12 @@ def _check_study(study: Study) -> None:
 
 
 def _check_relevance(study: Study) -> None:
-    """Raises WrongError for a figure of relevance where no pool has members that are measured alone."""
-    pools = study.pools.values()
-    if "relevance" in study.report.figures and all(pool.by == "training" or pool.control for pool in pools):
-        at = study.report.figures.index("relevance")
+    """Raises WrongError for a figure of relevance where all pools are by training, which have none."""
+    pools, figures = study.pools.values(), study.report.figures
+    if "relevance" in figures and pools and all(pool.by == "training" for pool in pools):
         raise WrongError(
-            ("report", "figures", at),
-            "only pools of adapters have a relevance, not those of stand-ins or by training; remove it",
+            ("report", "figures", figures.index("relevance")),
+            "pools by training have no relevance, and the study has no others; remove it",
         )
 
 
@@ -319,7 +318,7 @@ def _check_sets(study: Study) -> None:
         if pool.by == "training":
             raise WrongError(
                 ("pools", name, "by"),
-                "a pool by training is another one for each task that judges a set; take one by set",
+                "a pool by training differs between the tasks that judge a set; give one by set",
             )
         if pool.by == "set" and pool.k is not None and pool.k > sets.size:
             raise WrongError(("pools", name, "k"), f"a set has {sets.size} members; lower k")

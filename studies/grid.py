@@ -378,7 +378,8 @@ class _GridBuilder:
         other_tasks = [other for other in self.tasks.values() if other.name != task.name]
         if pool.by == "gradient":
             inputs["own"] = self._gradient(task, seed, pool.samples)
-            inputs |= {other.name: self._gradient(other, seed, pool.samples) for other in other_tasks}
+            for other in other_tasks:
+                inputs[_name_background(other)] = self._gradient(other, seed, pool.samples)
         elif pool.by == "measured":
             inputs["own"] = self._measure_step(task, seed)
         elif pool.by == "prior":
@@ -463,6 +464,11 @@ class _GridBuilder:
         """The step, one object however often it is asked for."""
         step = Step(kind, params, inputs or {})
         return self._made.setdefault(step.key, step)
+
+
+def _name_background(task: Task) -> str:
+    """The input of a pool by gradient that is another task's; `own` is the task's own."""
+    return task.name if task.name != "own" else "the task own"
 
 
 def _data_folder(study_folder: Path, source: str) -> Path:

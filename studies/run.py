@@ -136,7 +136,7 @@ class Ray:
         for step in steps:
             if len(waiting) >= most:
                 yield self._next(ray, waiting)
-            sent[step.key] = task.remote(place, step, *_awaited(step, sent).values())
+            sent[step.key] = task.remote(place, step, *_find_needs(step, sent).values())
             waiting[sent[step.key]] = step
         while waiting:
             yield self._next(ray, waiting)
@@ -146,12 +146,12 @@ class Ray:
         return waiting.pop(finished), ray.get(finished)
 
 
-def _awaited(step: Step, sent: Mapping[str, Any]) -> dict[str, Any]:
+def _find_needs(step: Step, sent: Mapping[str, Any]) -> dict[str, Any]:
     """The references of the steps sent that a step needs. An input that is not sent is done, yet the files
     that it names may be made anew by a step before it."""
     found: dict[str, Any] = {}
     for needed in step.inputs.values():
-        found |= {needed.key: sent[needed.key]} if needed.key in sent else _awaited(needed, sent)
+        found |= {needed.key: sent[needed.key]} if needed.key in sent else _find_needs(needed, sent)
     return found
 
 

@@ -14,12 +14,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from catalog.errors import ConfigError, DivergedError, LoradexError, StorageError
 from catalog.files import clean_text, load_json, remove_abandoned
 from merging.members import storage, write_json
 from studies.log import is_key, is_number, read_log, result_problem
+
+if TYPE_CHECKING:
+    from merging.model import BaseDtype
 
 STEPS = "steps"
 RESULT, STEP, TIME = "result.json", "step.json", "time.json"
@@ -73,7 +76,7 @@ class Place:
     tasks: Mapping[str, Path]
     adapters: Mapping[str, Path]
     source: Path = Path()
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: BaseDtype | None = None
 
     @property
     def steps(self) -> Path:

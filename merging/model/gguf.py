@@ -32,7 +32,7 @@ _TOKENIZER = "tokenizer.ggml.model"
 # Where positions are scaled, as in Llama 3.1 and with YaRN: the conversion library ignores it. A factor
 # without a type is a linear one to llama.cpp.
 _SCALED_TENSOR = "rope_freqs.weight"
-_UNSCALED: Mapping[str, tuple[object, ...]] = {
+_NO_SCALING: Mapping[str, tuple[object, ...]] = {
     "rope.scaling.type": (None, "none"),
     "rope.scaling.factor": (None, 0, 1),
     "rope.scale_linear": (None, 0, 1),
@@ -99,7 +99,7 @@ def check_architecture(path: Path) -> str:
 def _refuse_scaled_positions(header: GgufHeader, kind: str) -> None:
     scaled = [
         f"{kind}.{name}"
-        for name, values in _UNSCALED.items()
+        for name, values in _NO_SCALING.items()
         if header.values.get(f"{kind}.{name}") not in values
     ]
     scaled += [_SCALED_TENSOR] if _SCALED_TENSOR in header.tensors else []

@@ -95,7 +95,7 @@ def test_a_study_is_counted_run_and_reported(file: Path, tmp_path: Path) -> None
             ),
             [
                 "about 2.0 h on A card with b, by its doctor report: train 2.0 h",
-                "the study asks in bfloat16, for which float32 may be too fast or too slow",
+                "the study asks b in bfloat16, for which float32 may be too fast or too slow",
             ],
         ),
         (

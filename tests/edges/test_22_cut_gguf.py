@@ -158,6 +158,14 @@ def test_another_model_is_told_apart(options: dict[str, Any], words: str, tmp_pa
     assert words in str(refused.value)
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("value", [0, 1])
+def test_a_factor_that_scales_nothing_is_kept(kind: str, value: int, tmp_path: Path) -> None:
+    values = {"rope.scaling.factor": value, "rope.scale_linear": value}
+    file = write_gguf(tmp_path / "whole.gguf", kind=kind, values=values, texts={"rope.scaling.type": "none"})
+    assert check_architecture(file) == kind
+
+
 def put(place: int, code: str, *values: int) -> Callable[[bytes], bytes]:
     """Writes numbers at a place of the file."""
 

@@ -28,7 +28,7 @@ from studies.steps import KINDS, Job, train
 from studies.store import LOG, Step, in_order, pending_steps
 from tests.merging.adapters import merge
 from tests.merging.tiny import save_base, tiny_base
-from tests.studies.grids import keys, make_study
+from tests.studies.grids import keys, make_study, rows_of
 from tests.studies.small import TEXT, make_world
 
 # PEFT 0.21 asks a model of transformers 5.23 for an attribute by its old name.
@@ -47,10 +47,6 @@ def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     outcome = run(*make_study(world, out))
     assert (outcome.failed, outcome.missing) == (0, 0)
     return out
-
-
-def rows_of(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / RESULTS).read_text().splitlines()]
 
 
 def test_a_study_asks_by_its_protocol_and_says_so(world: Path, tmp_path: Path) -> None:

@@ -16,8 +16,14 @@ from studies.report.grids import sections as sections_of
 from studies.report.page import TableSection
 from studies.steps import Job, take_set
 from studies.store import Step
+from tests.studies.grids import check_refusal
 
-TASKS = {name: SimpleNamespace(name=name, digest=name, group="g", metric="accuracy") for name in "abcdefgh"}
+
+def _task(name: str) -> SimpleNamespace:
+    return SimpleNamespace(name=name, digest=name, group="g", metric="accuracy")
+
+
+TASKS = {name: _task(name) for name in "abcdefgh"}
 ADAPTERS = {
     name: {"name": name, "sha256": name, "trained_on": name[0]} for name in ("a", "a2", "b", "c", "d", "e")
 }
@@ -201,10 +207,7 @@ def test_what_a_study_of_sets_would_drop_is_said_with_its_line(
     path.write_text(FILE)
     assert read_study(str(path)).study.sets is not None
     assert FILE.count(old) == 1
-    path.write_text(FILE.replace(old, new))
-    with pytest.raises(UsageError, match=f"study.yaml line {line}: ") as error:
-        read_study(str(path))
-    assert words in str(error.value)
+    check_refusal(tmp_path, FILE.replace(old, new), line, words)
 
 
 def _row(method: str, task: str, seed: int, value: float | None, judged: str) -> dict[str, Any]:
@@ -316,3 +319,24 @@ def test_the_study_that_comes_along_is_of_twenty_sets() -> None:
     assert file.folder == Path(file.folder)
     assert file.study.sets is not None
     assert len(file.study.seeds) == 20
+
+
+@pytest.mark.parametrize("by", ["gradient", "measured", "prior"])
+def test_a_task_may_be_called_as_an_input_of_a_pool(by: str) -> None:
+    """With `own` among the other tasks, the scores on the task itself are still its own."""
+    study = _study(sets=None, pools={"some": {"by": by, "k": 1}}, methods={"first": {"use": "single"}})
+    tasks = {name: _task(name) for name in ("a", "b", "own")}
+    builder = _GridBuilder(study, tasks, ADAPTERS, {"name": "org/base"})  # type: ignore[arg-type]
+    for cell in builder.cells():
+        inputs = cell.about[0].inputs
+        asked = {place: step.params["task"]["name"] for place, step in inputs.items()}
+        assert (
+            sorted(asked.values())
+            == {
+                "gradient": ["a", "b", "own"],
+                "measured": [cell.task],
+                "prior": sorted(set(tasks) - {cell.task}),
+            }[by]
+        )
+        if by != "prior":
+            assert asked["own"] == cell.task

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +31,7 @@ from studies.run import Ray, run
 from studies.steps import KINDS, Job, _load_once
 from studies.store import LOG, Place, Step, pending_steps
 from tests.merging.tiny import write_task
-from tests.studies.grids import keys, make_study
+from tests.studies.grids import check_refusal, keys, make_study, rows_of
 from tests.studies.small import ROWS, make_world
 
 # PEFT 0.21 asks a model of transformers 5.23 for an attribute by its old name.
@@ -72,17 +73,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def out(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained") / "out"
+    folder = tmp_path_factory.mktemp("trainings") / "out"
     outcome = run(*make_study(world, folder))
     assert (outcome.failed, outcome.missing) == (0, 0)
     return folder
 
 
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / RESULTS).read_text().splitlines()]
-
-
-def _cells(*, method: dict[str, Any] | None = None, **pool: Any) -> list[GridCell]:
+def _cells(
+    tasks: Sequence[str] = tuple(TASKS), *, method: Mapping[str, Any] | None = None, **pool: Any
+) -> list[GridCell]:
     study = Study.model_validate(
         {
             "study": "s",
@@ -97,53 +96,56 @@ def _cells(*, method: dict[str, Any] | None = None, **pool: Any) -> list[GridCel
             },
         }
     )
-    return list(_GridBuilder(study, TASKS, {}, {"name": "org/base"}).cells())  # type: ignore[arg-type]
+    some = {name: TASKS[name] for name in tasks}
+    return list(_GridBuilder(study, some, {}, {"name": "org/base"}).cells())  # type: ignore[arg-type]
+
+
+def _pools(cells: Sequence[GridCell]) -> dict[tuple[str, int], Step]:
+    """The step that chooses the pool, by task and seed."""
+    return {(cell.task, cell.seed): cell.about[0] for cell in cells if cell.pool}
 
 
 def test_members_are_the_trainings_of_the_other_tasks_with_the_same_seed() -> None:
     cells = _cells()
-    trained = {(cell.task, cell.seed): cell.step.inputs["adapter"] for cell in cells if cell.method == "new"}
-    for cell in (cell for cell in cells if cell.pool):
-        pool = cell.step.inputs["adapter"].inputs["pool"]
-        assert set(pool.inputs) == set(TASKS) - {cell.task}
-        assert all(step is trained[task, cell.seed] for task, step in pool.inputs.items())
+    made = {(cell.task, cell.seed): cell.step.inputs["adapter"] for cell in cells if cell.method == "new"}
+    for (task, seed), pool in _pools(cells).items():
+        assert set(pool.inputs) == set(TASKS) - {task}
+        assert all(step is made[other, seed] for other, step in pool.inputs.items())
 
 
 def test_members_are_drawn_by_the_task_and_the_seed() -> None:
-    drawn = {
-        (cell.task, cell.seed): cell.step.inputs["adapter"].inputs["pool"]
-        for cell in _cells(k=2)
-        if cell.pool
-    }
+    drawn = _pools(_cells(k=2))
     for (task, _), pool in drawn.items():
         assert len(pool.params["tasks"]) == 2
         assert task not in pool.params["tasks"]
     assert len({tuple(pool.params["tasks"]) for pool in drawn.values()}) > 2
-    again = {(c.task, c.seed): c.step.inputs["adapter"].inputs["pool"] for c in _cells(k=2) if c.pool}
+    again = _pools(_cells(k=2))
     assert {place: pool.key for place, pool in drawn.items()} == {p: pool.key for p, pool in again.items()}
-    first = drawn["a", 0].params
-    other_order = Step("trainings", {**first, "tasks": first["tasks"][::-1]}, drawn["a", 0].inputs)
-    assert other_order.key != drawn["a", 0].key, "the first member is the first alone"
+    first = drawn["a", 0]
+    reverse = Step("trainings", {"tasks": first.params["tasks"][::-1]}, first.inputs)
+    assert reverse.key != first.key, "the first member is the first alone"
 
 
-def test_one_task_alone_has_no_others() -> None:
-    study = Study.model_validate(
-        {
-            "study": "s",
-            "title": "T",
-            "base": "org/base",
-            "tasks": {},
-            "pools": {"others": {"by": "training", "method": "new"}},
-            "methods": {"new": {"use": "train"}, "first": {"use": "single"}},
-        }
-    )
-    builder = _GridBuilder(study, {"a": TASKS["a"]}, {}, {"name": "org/base"})  # type: ignore[dict-item]
+def test_trainings_are_of_the_tasks_that_the_method_is_asked_on() -> None:
+    for (task, _), pool in _pools(_cells(method={"tasks": ["a", "c"]})).items():
+        assert sorted(pool.params["tasks"]) == [name for name in "ac" if name != task]
+
+
+@pytest.mark.parametrize("case", [{"tasks": ["a"]}, {"method": {"tasks": ["a"]}}])
+def test_a_pool_without_other_tasks_is_refused(case: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="on a has no members, since new trains on no other task"):
-        list(builder.cells())
+        _cells(**case)
+
+
+def test_a_k_that_takes_all_is_no_k() -> None:
+    every, five, nine, four = (
+        [pool.key for pool in _pools(_cells(**case)).values()] for case in ({}, {"k": 5}, {"k": 9}, {"k": 4})
+    )
+    assert every == five == nine != four
 
 
 def test_scores_are_those_of_the_library_asked_directly(world: Path, out: Path, tmp_path: Path) -> None:
-    rows = {(row["task"], row["method"], row["pool"]): row for row in _rows(out)}
+    rows = {(row["task"], row["method"], row["pool"]): row for row in rows_of(out)}
     base = load_base(str(world.parent / "base"))
     task = read_task(world.parent / "tasks" / "thirds")
     questions = draw(task, "test", 6)
@@ -181,25 +183,32 @@ def test_scores_are_those_of_the_library_asked_directly(world: Path, out: Path, 
     assert rows["thirds", "average", "noise"]["loss"] != row["loss"]
 
 
-def _folder_without_a_cell(world: Path, out: Path, tmp_path: Path) -> tuple[Path, Grid, GridCell]:
-    """A folder with the log of a whole run but for one cell, which needs the LoRA of another task."""
+# One reads the LoRA of another task; the other reads those of two, and the best of two trainings of its own.
+LABELS = pytest.mark.parametrize("label", ["first | one", "recycling | others"])
+
+
+def _folder_without_a_cell(
+    world: Path, out: Path, tmp_path: Path, label: str
+) -> tuple[Path, Grid, GridCell, set[str]]:
+    """A folder with the log of a whole run but for one cell, and the keys of the trainings that it needs."""
     folder = tmp_path / "out"
     folder.mkdir()
     _, grid = make_study(world, folder)
-    cell = next(cell for cell in grid.cells if (cell.task, cell.label) == ("halves", "first | one"))
+    cell = next(cell for cell in grid.cells if (cell.task, cell.label) == ("halves", label))
     lines = [line for line in (out / LOG).read_text().splitlines(keepends=True) if cell.step.key not in line]
     (folder / LOG).write_text("".join(lines))
-    return folder, grid, cell
+    results = [grid.place.result(step) or {} for step in (cell.about[0], *cell.step.inputs.values())]
+    return folder, grid, cell, {key for result in results for key in grid.place.absent_makers(result)}
 
 
+@LABELS
 def test_a_log_goes_on_with_the_trainings_that_a_missing_cell_needs(
-    world: Path, out: Path, tmp_path: Path
+    world: Path, out: Path, tmp_path: Path, label: str
 ) -> None:
-    folder, grid, cell = _folder_without_a_cell(world, out, tmp_path)
-    [pool] = [step for step in cell.about if step.kind == "trainings"]
-    [member] = (grid.place.result(pool) or {})["members"]
-    pending = [step.key for step in pending_steps(grid.place, grid.steps)]
-    assert pending == [member["adapter"].partition("/")[0], cell.step.key]
+    folder, grid, cell, makers = _folder_without_a_cell(world, out, tmp_path, label)
+    *first, last = [step.key for step in pending_steps(grid.place, grid.steps)]
+    assert (set(first), last) == (makers, cell.step.key)
+    assert len(first) == {"first | one": 1, "recycling | others": 3}[label]
     outcome = run(*make_study(world, folder))
     assert (outcome.failed, outcome.missing) == (0, 0)
     assert (folder / RESULTS).read_bytes() == (out / RESULTS).read_bytes()
@@ -254,27 +263,28 @@ def test_an_ensemble_of_trainings_is_priced_by_its_members(world: Path, tmp_path
         ),
         ("batch: 2,", "batch: 2, over: {{rank: [1, 2]}},", 6, "name a method with one"),
         ("batch: 2,", "batch: 2, variant: dora,", 6, "new LoRA trains dora, which no merge holds"),
-        ("figures: [gains]", "figures: [gains, relevance]", 18, "only pools of adapters have a relevance"),
+        ("figures: [gains]", "figures: [gains, relevance]", 18, "pools by training have no relevance"),
         ("pools:\n", "sets: {{size: 2}}\npools:\n", 5, "sets are drawn from adapters"),
-        ("pools:\n", "adapters: {{from: a}}\nsets: {{size: 2}}\npools:\n", 8, "take one by set"),
+        ("pools:\n", "adapters: {{from: a}}\nsets: {{size: 2}}\npools:\n", 8, "give one by set"),
         ("base: {base}", "base: {base}\ndtype: 4bit", 4, "'float32', 'bfloat16' or 'float16'"),
     ],
 )
 def test_what_makes_no_sense_is_said_with_its_line(
     tmp_path: Path, old: str, new: str, line: int, words: str
 ) -> None:
-    path = tmp_path / "study.yaml"
     assert TEXT.count(old) == 1
-    path.write_text(TEXT.replace(old, new).format(base="some/base"))
-    with pytest.raises(UsageError, match=f"study.yaml line {line}: ") as error:
-        read_study(str(path))
-    assert words in str(error.value)
-    assert "\n" not in str(error.value)
+    check_refusal(tmp_path, TEXT.replace(old, new).format(base="some/base"), line, words)
+
+
+def _in(dtype: str, world: Path) -> Path:
+    """The study with a data type of its own."""
+    path = world.parent / f"{dtype}.yaml"
+    path.write_text(world.read_text().replace("tasks: {", f"dtype: {dtype}\ntasks: {{", 1))
+    return path
 
 
 def test_the_base_has_the_data_type_of_the_study(world: Path, out: Path, tmp_path: Path) -> None:
-    path = world.parent / "half.yaml"
-    path.write_text(world.read_text().replace("tasks: {", "dtype: bfloat16\ntasks: {", 1))
+    path = _in("bfloat16", world)
     file, grid = make_study(path, tmp_path / "out")
     assert not set(keys(path, tmp_path / "out").values()) & set(keys(world, tmp_path / "out").values())
     place = grid.place
@@ -286,7 +296,8 @@ def test_the_base_has_the_data_type_of_the_study(world: Path, out: Path, tmp_pat
     text = Path(loradex.report_study(tmp_path / "out").markdown).read_text()
     assert "| data type | bfloat16 |" in text
     losses = [
-        (row["loss"], whole["loss"]) for row, whole in zip(_rows(tmp_path / "out"), _rows(out), strict=True)
+        (row["loss"], whole["loss"])
+        for row, whole in zip(rows_of(tmp_path / "out"), rows_of(out), strict=True)
     ]
     assert all(half != pytest.approx(whole, abs=1e-9) for half, whole in losses)
     assert all(half == pytest.approx(whole, rel=0.2) for half, whole in losses)
@@ -295,17 +306,11 @@ def test_the_base_has_the_data_type_of_the_study(world: Path, out: Path, tmp_pat
 def test_a_record_of_a_study_without_them_stays_the_same(world: Path, tmp_path: Path) -> None:
     document = make_study(world, tmp_path / "out")[0].study.model_dump(mode="json", by_alias=True)
     assert "dtype" not in document
-    chance = Study.model_validate(
-        {
-            "study": "s",
-            "title": "T",
-            "base": "b",
-            "tasks": {},
-            "adapters": {},
-            "pools": {"chance": {"by": "random", "k": 1}},
-            "methods": {"first": {"use": "single"}},
-        }
+    (tmp_path / "chance.yaml").write_text(
+        "study: s\ntitle: T\nbase: b\ntasks: {}\nadapters: {}\n"
+        "pools: {chance: {by: random, k: 1}}\nmethods: {first: {use: single}}\n"
     )
+    chance = read_study(str(tmp_path / "chance.yaml")).study
     assert "method" not in chance.model_dump(mode="json", by_alias=True)["pools"]["chance"]
 
 
@@ -344,63 +349,39 @@ class _Reference:
         return self.outcomes[0]
 
 
+@LABELS
 def test_a_log_goes_on_with_ray_that_waits_for_the_trainings(
-    world: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: str
 ) -> None:
     ray = _Eager()
     monkeypatch.setattr("studies.run.connect_ray", lambda *_: contextlib.nullcontext(ray))
     monkeypatch.setattr("studies.run.require_extra", lambda *_: None)
-    folder, grid, cell = _folder_without_a_cell(world, out, tmp_path)
+    folder, grid, cell, makers = _folder_without_a_cell(world, out, tmp_path, label)
     outcome = run(read_study(str(world)), grid, executor=Ray(workers=2))
     assert (outcome.failed, outcome.missing) == (0, 0)
-    assert ray.order[-1] == cell.step.key
-    assert len(ray.order) > 1
+    assert (set(ray.order[:-1]), ray.order[-1]) == (makers, cell.step.key)
     assert (folder / RESULTS).read_bytes() == (out / RESULTS).read_bytes()
 
 
+@LABELS
 def test_a_training_that_fails_anew_is_why_a_cell_fails(
-    world: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: str
 ) -> None:
     def fail(_job: Job) -> dict[str, Any]:
         raise MemoryLimitError("A new LoRA does not fit into memory.")
 
     monkeypatch.setattr("studies.run.KINDS", {**KINDS, "train": fail})
-    _, grid, _ = _folder_without_a_cell(world, out, tmp_path)
+    _, grid, _, _ = _folder_without_a_cell(world, out, tmp_path, label)
     outcome = run(read_study(str(world)), grid)
     assert (outcome.failed, outcome.errors) == (1, ("A new LoRA does not fit into memory.",))
 
 
-def test_trainings_are_of_the_tasks_that_the_method_is_asked_on() -> None:
-    def members(**method: Any) -> dict[str, list[str]]:
-        cells = _cells(method=method)
-        return {
-            cell.task: cell.step.inputs["adapter"].inputs["pool"].params["tasks"]
-            for cell in cells
-            if cell.pool and cell.seed == 0
-        }
-
-    assert {task: sorted(names) for task, names in members(tasks=["a", "c"]).items()} == {
-        task: [name for name in "ac" if name != task] for task in TASKS
-    }
-    with pytest.raises(UsageError, match="on a has no members, since new trains on no other task"):
-        members(tasks=["a"])
-
-
-def test_a_k_that_takes_all_is_no_k() -> None:
-    keys_of = [
-        [cell.step.key for cell in _cells(**pool) if cell.pool] for pool in ({}, {"k": 5}, {"k": 9}, {"k": 4})
-    ]
-    assert keys_of[0] == keys_of[1] == keys_of[2] != keys_of[3]
-
-
 def test_the_default_data_type_is_the_same_study(world: Path, tmp_path: Path) -> None:
-    path = world.parent / "whole.yaml"
-    path.write_text(world.read_text().replace("tasks: {", "dtype: float32\ntasks: {", 1))
+    path = _in("float32", world)
     assert keys(path, tmp_path / "out") == keys(world, tmp_path / "out")
 
 
 def test_how_to_estimate_a_study_names_its_data_type(world: Path, tmp_path: Path) -> None:
-    path = world.parent / "half.yaml"
-    path.write_text(world.read_text().replace("tasks: {", "dtype: bfloat16\ntasks: {", 1))
+    path = _in("bfloat16", world)
     plan_of_study = loradex.StudyRequest(path, tmp_path / "out").plan()
     assert any(" --dtype bfloat16 --json" in line for line in plan_of_study.sentences())
